@@ -1,0 +1,3 @@
+//! The program `tunesmith`.
+
+fn main() {}

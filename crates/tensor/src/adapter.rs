@@ -1,0 +1,96 @@
+//! The table of tuners that a method makes for one model, kept beside the model and never inside it.
+
+use std::collections::BTreeMap;
+
+use crate::parameter::Parameter;
+use crate::site::SiteId;
+use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, Trainable, WeightTuner};
+
+/// The tuners of one adapter, by site. Without any it is the base model.
+#[derive(Default)]
+pub struct Adapter {
+    weights: BTreeMap<SiteId, Box<dyn WeightTuner>>,
+    hidden: BTreeMap<SiteId, Box<dyn HiddenTuner>>,
+    attention: BTreeMap<SiteId, Box<dyn AttentionTuner>>,
+    input: BTreeMap<SiteId, Box<dyn InputTuner>>,
+}
+
+impl Adapter {
+    /// An adapter without tuners.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a tuner at a linear, embedding or norm; a tuner that was there is replaced.
+    pub fn insert_weight(&mut self, site: SiteId, tuner: Box<dyn WeightTuner>) {
+        self.weights.insert(site, tuner);
+    }
+
+    /// Puts a tuner at a hidden site; a tuner that was there is replaced.
+    pub fn insert_hidden(&mut self, site: SiteId, tuner: Box<dyn HiddenTuner>) {
+        self.hidden.insert(site, tuner);
+    }
+
+    /// Puts a tuner at an attention site; a tuner that was there is replaced.
+    pub fn insert_attention(&mut self, site: SiteId, tuner: Box<dyn AttentionTuner>) {
+        self.attention.insert(site, tuner);
+    }
+
+    /// Puts a tuner at the input; a tuner that was there is replaced.
+    pub fn insert_input(&mut self, site: SiteId, tuner: Box<dyn InputTuner>) {
+        self.input.insert(site, tuner);
+    }
+
+    /// The tuner at a weight site.
+    pub fn weight(&self, site: SiteId) -> Option<&dyn WeightTuner> {
+        self.weights.get(&site).map(AsRef::as_ref)
+    }
+
+    /// The tuner at a hidden site.
+    pub fn hidden(&self, site: SiteId) -> Option<&dyn HiddenTuner> {
+        self.hidden.get(&site).map(AsRef::as_ref)
+    }
+
+    /// The tuner at an attention site.
+    pub fn attention(&self, site: SiteId) -> Option<&dyn AttentionTuner> {
+        self.attention.get(&site).map(AsRef::as_ref)
+    }
+
+    /// The tuner at the input.
+    pub fn input(&self, site: SiteId) -> Option<&dyn InputTuner> {
+        self.input.get(&site).map(AsRef::as_ref)
+    }
+
+    /// Weight sites that have a tuner, in site order.
+    pub fn weight_sites(&self) -> impl Iterator<Item = SiteId> + '_ {
+        self.weights.keys().copied()
+    }
+
+    /// Whether every tuner acts on a weight, so that the adapter can be merged into the base.
+    pub fn is_mergeable(&self) -> bool {
+        self.hidden.is_empty() && self.attention.is_empty() && self.input.is_empty()
+    }
+
+    /// All trainable tensors, in a fixed order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let weights = self.weights.values().flat_map(|tuner| tuner.parameters());
+        let hidden = self.hidden.values().flat_map(|tuner| tuner.parameters());
+        let attention = self.attention.values().flat_map(|tuner| tuner.parameters());
+        let input = self.input.values().flat_map(|tuner| tuner.parameters());
+        weights.chain(hidden).chain(attention).chain(input).collect()
+    }
+
+    /// All trainable tensors, in the same order, for updating.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let weights = self.weights.values_mut().flat_map(|tuner| tuner.parameters_mut());
+        let hidden = self.hidden.values_mut().flat_map(|tuner| tuner.parameters_mut());
+        let attention = self.attention.values_mut().flat_map(|tuner| tuner.parameters_mut());
+        let input = self.input.values_mut().flat_map(|tuner| tuner.parameters_mut());
+        weights.chain(hidden).chain(attention).chain(input).collect()
+    }
+
+    /// Number of trainable values.
+    pub fn trainable_values(&self) -> usize {
+        self.parameters().iter().map(|parameter| parameter.value().data().len()).sum()
+    }
+}

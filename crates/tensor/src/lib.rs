@@ -1,0 +1,34 @@
+//! Tunesmith's training core: row-major matrices of tokens, a closed list of differentiable operations over them, the
+//! kernels beneath, seeded randomness, and the seam where methods meet models.
+//!
+//! Everything is a matrix `[tokens, features]`; [`Segments`] say where sequences begin and end; there is no padding.
+
+mod adapter;
+mod forward;
+mod frozen;
+mod kernels;
+mod matrix;
+mod ops;
+mod parameter;
+mod random;
+mod segments;
+mod site;
+mod tape;
+mod tuner;
+mod workspace;
+
+pub use adapter::Adapter;
+pub use forward::Forward;
+pub use frozen::FrozenWeight;
+pub use kernels::Kernels;
+pub use matrix::Matrix;
+pub use ops::attention::{Attention, KeyValueRows, Prefix};
+pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
+pub use ops::rotary::RotaryTable;
+pub use parameter::{Gradients, Parameter, ParameterId};
+pub use random::{Seed, Stream};
+pub use segments::Segments;
+pub use site::{Role, Site, SiteId, SiteKind};
+pub use tape::{Tape, Var};
+pub use tuner::{Affine, AttentionTuner, Base, HiddenTuner, InputTuner, Term, Trainable, Tuned, WeightTuner};
+pub use workspace::Workspace;

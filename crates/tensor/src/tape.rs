@@ -1,0 +1,241 @@
+//! The tape: what ran forward, kept for the way back.
+//!
+//! Operations are methods on [`Tape`], one file each under `ops/`. A value that no trainable tensor reaches has no node,
+//! so nothing below the lowest trainable part is recorded or differentiated, and a frozen weight is never a value at
+//! all. A value's buffer returns to the workspace as soon as neither the caller nor a later backward step needs it; an
+//! operation that takes a [`Var`] by value may reuse its buffer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::parameter::{Gradients, Parameter, ParameterId};
+use crate::random::{Seed, Stream};
+use crate::{Matrix, Workspace};
+
+/// A value on (or beside) the tape: a matrix, and whether a gradient must flow back through it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Arc<Matrix>,
+    node: Option<NodeId>,
+}
+
+/// The place of a value's gradient on the tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeId(usize);
+
+impl Var {
+    /// The value.
+    pub fn value(&self) -> &Matrix {
+        &self.value
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.value.rows()
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.value.cols()
+    }
+
+    /// Whether a trainable tensor lies beneath, so that a gradient flows back through this value.
+    pub fn needs_gradient(&self) -> bool {
+        self.node.is_some()
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Matrix> {
+        Arc::clone(&self.value)
+    }
+
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.node
+    }
+
+    /// The matrix itself where this was its last user, otherwise a copy.
+    pub(crate) fn into_matrix(self, workspace: &Workspace) -> Matrix {
+        Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.copy_in(workspace))
+    }
+}
+
+/// One recorded operation: knows how to turn the gradient of its output into gradients of its inputs.
+pub(crate) trait Backward: Send {
+    /// Adds to `flow` the gradients of the inputs, given `gradient`, that of the output.
+    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>);
+}
+
+enum Entry {
+    Parameter(ParameterId),
+    Operation(Box<dyn Backward>),
+}
+
+/// Records a forward pass. One tape a pass; [`Tape::backward`] consumes it.
+pub struct Tape {
+    workspace: Workspace,
+    entries: Vec<Entry>,
+    recording: bool,
+    dropout: Option<Seed>,
+    dropouts: u64,
+}
+
+impl Tape {
+    /// A tape for training. Dropout draws from `seed`, which therefore differs from step to step.
+    pub fn training(workspace: &Workspace, seed: Seed) -> Self {
+        Self { dropout: Some(seed), ..Self::differentiating(workspace) }
+    }
+
+    /// A tape that records gradients with dropout off.
+    pub fn differentiating(workspace: &Workspace) -> Self {
+        Self { workspace: workspace.clone(), entries: Vec::new(), recording: true, dropout: None, dropouts: 0 }
+    }
+
+    /// A tape that records nothing: for evaluation and generation.
+    pub fn evaluating(workspace: &Workspace) -> Self {
+        Self { recording: false, ..Self::differentiating(workspace) }
+    }
+
+    /// The buffers and kernels in use.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    /// Whether dropout is on.
+    pub fn is_training(&self) -> bool {
+        self.dropout.is_some()
+    }
+
+    /// A value without a gradient.
+    pub fn constant(&self, value: Matrix) -> Var {
+        Var { value: Arc::new(value), node: None }
+    }
+
+    /// The value of a trainable tensor; its gradient goes to [`Gradients`] under its id.
+    pub fn parameter(&mut self, parameter: &Parameter) -> Var {
+        let node = self.recording.then(|| {
+            self.entries.push(Entry::Parameter(parameter.id()));
+            NodeId(self.entries.len() - 1)
+        });
+        Var { value: parameter.shared_value(), node }
+    }
+
+    /// The output of an operation; `record` is called only if a gradient must flow through it.
+    pub(crate) fn output<B: Backward + 'static>(
+        &mut self,
+        value: impl Into<Arc<Matrix>>,
+        inputs: &[Option<NodeId>],
+        record: impl FnOnce() -> B,
+    ) -> Var {
+        let node = inputs.iter().any(Option::is_some).then(|| {
+            self.entries.push(Entry::Operation(Box::new(record())));
+            NodeId(self.entries.len() - 1)
+        });
+        Var { value: value.into(), node }
+    }
+
+    /// The stream of the next dropout mask; `None` outside training.
+    pub(crate) fn next_dropout(&mut self) -> Option<Stream> {
+        let seed = self.dropout?;
+        self.dropouts += 1;
+        Some(seed.stream("dropout", self.dropouts))
+    }
+
+    /// Runs the tape backwards from `output`, whose gradient is `gradient` (shaped as it), and adds the gradients of
+    /// the trainable tensors to `gradients`.
+    ///
+    /// # Panics
+    /// If `gradient` is not shaped as `output`.
+    pub fn backward(mut self, output: Var, gradient: Matrix, gradients: &mut Gradients) {
+        assert_eq!(output.value.shape(), gradient.shape(), "a gradient is shaped as its value");
+        let Some(root) = output.node else { return };
+        drop(output);
+        let mut pending: Vec<Option<Matrix>> = Vec::new();
+        pending.resize_with(self.entries.len(), || None);
+        pending[root.0] = Some(gradient);
+        while let Some(entry) = self.entries.pop() {
+            let Some(gradient) = pending.pop().flatten() else { continue };
+            match entry {
+                Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
+                Entry::Operation(operation) => {
+                    let mut flow = Flow {
+                        workspace: &self.workspace,
+                        entries: &self.entries,
+                        pending: &mut pending,
+                        gradients,
+                    };
+                    operation.backward(gradient, &mut flow);
+                }
+            }
+        }
+    }
+
+    /// Runs the tape backwards from a scalar `[1, 1]`, scaled by `scale`.
+    pub fn backward_scalar(self, loss: Var, scale: f32, gradients: &mut Gradients) {
+        self.backward(loss, Matrix::from_vec(1, 1, vec![scale]), gradients);
+    }
+}
+
+/// Where gradients go on the way back.
+pub(crate) struct Flow<'a> {
+    workspace: &'a Workspace,
+    entries: &'a [Entry],
+    pending: &'a mut Vec<Option<Matrix>>,
+    gradients: &'a mut Gradients,
+}
+
+impl Flow<'_> {
+    pub(crate) fn workspace(&self) -> &Workspace {
+        self.workspace
+    }
+
+    /// Adds a whole gradient.
+    pub(crate) fn add(&mut self, input: Option<NodeId>, gradient: Matrix) {
+        let Some(node) = input else { return };
+        match &self.entries[node.0] {
+            Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
+            Entry::Operation(_) => match &mut self.pending[node.0] {
+                Some(sum) => add_assign(sum, &gradient),
+                empty => *empty = Some(gradient),
+            },
+        }
+    }
+
+    /// Lets `write` add to the gradient of `input`, shaped `shape`, in place. It gets the matrix and `beta`: 0 where
+    /// the matrix holds nothing yet and every value must be written, 1 where it must be added to.
+    pub(crate) fn accumulate(
+        &mut self,
+        input: Option<NodeId>,
+        shape: (usize, usize),
+        write: impl FnOnce(&Workspace, &mut Matrix, f32),
+    ) {
+        let Some(node) = input else { return };
+        match &self.entries[node.0] {
+            Entry::Parameter(id) => write(self.workspace, self.gradients.accumulator(*id, shape), 1.0),
+            Entry::Operation(_) => match &mut self.pending[node.0] {
+                Some(sum) => write(self.workspace, sum, 1.0),
+                empty => {
+                    let mut matrix = Matrix::uninitialised(self.workspace, shape.0, shape.1);
+                    write(self.workspace, &mut matrix, 0.0);
+                    *empty = Some(matrix);
+                }
+            },
+        }
+    }
+
+    /// Adds `gradient` to rows `rows` of the gradient of `input`, which has `shape`.
+    pub(crate) fn add_rows(&mut self, input: Option<NodeId>, shape: (usize, usize), rows: Range<usize>, gradient: &Matrix) {
+        self.accumulate(input, shape, |_, sum, beta| {
+            if beta == 0.0 {
+                sum.data_mut().fill(0.0);
+            }
+            let cols = sum.cols();
+            let target = &mut sum.data_mut()[rows.start * cols..rows.end * cols];
+            target.iter_mut().zip(gradient.data()).for_each(|(sum, value)| *sum += value);
+        });
+    }
+}
+
+/// `sum ← sum + value`.
+pub(crate) fn add_assign(sum: &mut Matrix, value: &Matrix) {
+    assert_eq!(sum.shape(), value.shape(), "gradients of one value share a shape");
+    sum.data_mut().iter_mut().zip(value.data()).for_each(|(sum, value)| *sum += value);
+}
