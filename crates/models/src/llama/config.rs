@@ -1,0 +1,332 @@
+//! The Llama family's configuration, from Hugging Face's `config.json`.
+//!
+//! Missing keys take the defaults of the model type's configuration class in transformers. Keys that change the
+//! mathematics in a way this crate does not have are errors; all problems of a file are reported together.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::ModelError;
+use crate::llama::rope::{Rope, RopeScaling};
+
+/// The model types that the Llama architecture covers.
+pub const MODEL_TYPES: [&str; 3] = ["llama", "mistral", "qwen2"];
+
+/// Larger sizes are typing mistakes, and their products could overflow.
+const LARGEST_SIZE: u64 = 1 << 31;
+/// More blocks than any model has.
+const MOST_BLOCKS: usize = 10_000;
+
+/// A model of the Llama family: Llama, Mistral, Qwen2, SmolLM2.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// `llama`, `mistral` or `qwen2`.
+    pub model_type: String,
+    /// Number of token embeddings.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Longest context, in tokens.
+    pub max_position_embeddings: usize,
+    /// ε of the RMS norms.
+    pub rms_norm_eps: f64,
+    /// Whether the output embedding is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// Whether attention's output projection has a bias.
+    pub output_bias: bool,
+    /// Whether the feed-forward's linears have biases.
+    pub mlp_bias: bool,
+    /// Per block: a query sees at most this many keys, itself included; `None` sees all earlier ones.
+    pub sliding_windows: Vec<Option<usize>>,
+    /// Rotary position embeddings.
+    pub rope: Rope,
+    /// The whole `config.json`, for saving.
+    pub json: Map<String, Value>,
+}
+
+impl LlamaConfig {
+    /// Reads a configuration. `path` is the file it came from, for messages.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownModelType`], or [`ModelError::Config`] with every problem found.
+    pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
+        let found = json.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(defaults) = Defaults::of(&found) else {
+            let known = MODEL_TYPES.map(str::to_owned).to_vec();
+            return Err(ModelError::UnknownModelType { path: path.to_path_buf(), found, known });
+        };
+        let mut fields = Fields { json: &json, problems: Vec::new() };
+        let hidden_size = fields.size("hidden_size", 4096);
+        let num_hidden_layers = fields.size("num_hidden_layers", 32);
+        let num_attention_heads = fields.size("num_attention_heads", 32);
+        let num_key_value_heads = match json.get("num_key_value_heads") {
+            Some(Value::Null) => num_attention_heads,
+            _ => fields.size("num_key_value_heads", defaults.num_key_value_heads.unwrap_or(num_attention_heads)),
+        };
+        let head_dim = fields.optional_size("head_dim").unwrap_or_else(|| {
+            if !hidden_size.is_multiple_of(num_attention_heads) {
+                fields.problems.push(format!(
+                    "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}, and \
+                     there is no head_dim"
+                ));
+            }
+            hidden_size / num_attention_heads
+        });
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            fields.problems.push(format!(
+                "num_attention_heads {num_attention_heads} is not a multiple of num_key_value_heads \
+                 {num_key_value_heads}"
+            ));
+        }
+        if !head_dim.is_multiple_of(2) || head_dim == 0 {
+            fields.problems.push(format!("head_dim {head_dim} is not even, which rotary embeddings need"));
+        }
+        if num_hidden_layers > MOST_BLOCKS {
+            fields.problems.push(format!("num_hidden_layers {num_hidden_layers} is more than {MOST_BLOCKS}"));
+        }
+        let max_position_embeddings = fields.size("max_position_embeddings", defaults.max_position_embeddings);
+        let rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
+        let activation = fields.text("hidden_act", "silu");
+        if activation != "silu" && activation != "swish" {
+            fields.problems.push(format!("hidden_act {activation:?} is not supported, only \"silu\" is"));
+        }
+        if json.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            fields.problems.push(
+                "quantization_config is set: checkpoints quantised in Hugging Face formats are not read; use the \
+                 float checkpoint or a GGUF file"
+                    .to_owned(),
+            );
+        }
+        let is_llama = defaults.model_type == "llama";
+        let output_bias = is_llama && fields.flag("attention_bias", false);
+        let config = Self {
+            vocab_size: fields.size("vocab_size", defaults.vocab_size),
+            intermediate_size: fields.size("intermediate_size", defaults.intermediate_size),
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false),
+            qkv_bias: output_bias || defaults.model_type == "qwen2",
+            output_bias,
+            mlp_bias: is_llama && fields.flag("mlp_bias", false),
+            sliding_windows: fields.sliding_windows(defaults.model_type, num_hidden_layers.min(MOST_BLOCKS)),
+            rope: fields.rope(max_position_embeddings),
+            model_type: found,
+            hidden_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            max_position_embeddings,
+            rms_norm_eps,
+            json: Map::new(),
+        };
+        if fields.problems.is_empty() {
+            return Ok(Self { json, ..config });
+        }
+        Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
+    }
+
+    /// Radians a position, for each of the `head_dim / 2` rotary pairs.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        self.rope.inverse_frequencies(self.head_dim)
+    }
+}
+
+/// Where the model types' configuration classes differ.
+struct Defaults {
+    model_type: &'static str,
+    vocab_size: usize,
+    intermediate_size: usize,
+    num_key_value_heads: Option<usize>,
+    max_position_embeddings: usize,
+}
+
+impl Defaults {
+    fn of(model_type: &str) -> Option<Self> {
+        let [llama, mistral, qwen2] = MODEL_TYPES;
+        match model_type {
+            "llama" => Some(Self {
+                model_type: llama,
+                vocab_size: 32_000,
+                intermediate_size: 11_008,
+                num_key_value_heads: None,
+                max_position_embeddings: 2048,
+            }),
+            "mistral" => Some(Self {
+                model_type: mistral,
+                vocab_size: 32_000,
+                intermediate_size: 14_336,
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 4096 * 32,
+            }),
+            "qwen2" => Some(Self {
+                model_type: qwen2,
+                vocab_size: 151_936,
+                intermediate_size: 22_016,
+                num_key_value_heads: Some(32),
+                max_position_embeddings: 32_768,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Typed reading of keys; a wrong value is noted and replaced by the default, so that reading goes on.
+struct Fields<'a> {
+    json: &'a Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Fields<'_> {
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    fn optional_size(&mut self, key: &str) -> Option<usize> {
+        let value = self.value(key)?;
+        match value.as_u64() {
+            Some(size @ 1..=LARGEST_SIZE) => Some(size as usize),
+            _ => {
+                let problem = format!("{key} is {value}, expected a positive whole number up to {LARGEST_SIZE}");
+                self.problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn size(&mut self, key: &str, default: usize) -> usize {
+        self.optional_size(key).unwrap_or(default)
+    }
+
+    fn positive(&mut self, key: &str, default: f64) -> f64 {
+        let Some(value) = self.value(key) else { return default };
+        let number = value.as_f64();
+        if number.is_none_or(|number| number <= 0.0) {
+            let problem = format!("{key} is {value}, expected a positive number");
+            self.problems.push(problem);
+        }
+        number.unwrap_or(default)
+    }
+
+    fn flag(&mut self, key: &str, default: bool) -> bool {
+        let Some(value) = self.value(key) else { return default };
+        let flag = value.as_bool();
+        if flag.is_none() {
+            let problem = format!("{key} is {value}, expected true or false");
+            self.problems.push(problem);
+        }
+        flag.unwrap_or(default)
+    }
+
+    fn text(&mut self, key: &str, default: &str) -> String {
+        let Some(value) = self.value(key) else { return default.to_owned() };
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    }
+
+    /// The window of each block. Mistral's holds everywhere; Qwen2's only where `layer_types` (or, without it,
+    /// `max_window_layers`) says so, and only with `use_sliding_window`.
+    fn sliding_windows(&mut self, model_type: &str, blocks: usize) -> Vec<Option<usize>> {
+        const DEFAULT: usize = 4096;
+        if model_type == "llama" {
+            return vec![None; blocks];
+        }
+        let window = match self.json.get("sliding_window") {
+            Some(Value::Null) => None,
+            _ => Some(self.size("sliding_window", DEFAULT)),
+        };
+        if model_type == "mistral" {
+            return vec![window; blocks];
+        }
+        let window = window.filter(|_| self.flag("use_sliding_window", false));
+        let Some(types) = self.value("layer_types").cloned() else {
+            let full = match self.json.get("max_window_layers").and_then(Value::as_u64) {
+                Some(0) => 0,
+                _ => self.size("max_window_layers", 28),
+            };
+            return (0..blocks).map(|block| window.filter(|_| block >= full)).collect();
+        };
+        let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if types.len() != blocks {
+            self.problems.push(format!("layer_types names {} layers, num_hidden_layers is {blocks}", types.len()));
+        }
+        let mut windows = Vec::with_capacity(blocks);
+        for (block, layer_type) in types.into_iter().enumerate() {
+            match (layer_type, window) {
+                ("full_attention", _) => windows.push(None),
+                ("sliding_attention", Some(window)) => windows.push(Some(window)),
+                ("sliding_attention", None) => self.problems.push(format!(
+                    "layer_types[{block}] is \"sliding_attention\", but use_sliding_window is false or sliding_window \
+                     is null"
+                )),
+                (other, _) => self.problems.push(format!("layer_types[{block}] {other:?} is not supported")),
+            }
+        }
+        windows
+    }
+
+    /// `rope_parameters`, or the older `rope_theta` and `rope_scaling`, in transformers' order of precedence.
+    fn rope(&mut self, max_position_embeddings: usize) -> Rope {
+        const DEFAULT_THETA: f64 = 10_000.0;
+        let nothing = Map::new();
+        let json = self.json;
+        let filled = |key: &str| json.get(key).and_then(Value::as_object).filter(|object| !object.is_empty());
+        let (name, parameters) = match (filled("rope_scaling"), filled("rope_parameters")) {
+            (Some(scaling), _) => ("rope_scaling", scaling),
+            (None, parameters) => ("rope_parameters", parameters.unwrap_or(&nothing)),
+        };
+        let mut nested = Fields { json: parameters, problems: Vec::new() };
+        let outer_theta = self.positive("rope_theta", DEFAULT_THETA);
+        let theta = nested.positive("rope_theta", outer_theta);
+        let old_name = nested.text("type", "default");
+        let kind = nested.text("rope_type", &old_name);
+        let partial = self.positive("partial_rotary_factor", 1.0);
+        if nested.positive("partial_rotary_factor", partial) != 1.0 {
+            nested.problems.push("partial_rotary_factor other than 1 is not supported".to_owned());
+        }
+        let scaling = match kind.as_str() {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: nested.required("factor") },
+            "llama3" => {
+                let original = nested.size("original_max_position_embeddings", max_position_embeddings);
+                let scaling = RopeScaling::Llama3 {
+                    factor: nested.required("factor"),
+                    low_freq_factor: nested.required("low_freq_factor"),
+                    high_freq_factor: nested.required("high_freq_factor"),
+                    original_max_position_embeddings: self.size("original_max_position_embeddings", original),
+                };
+                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+                    && high_freq_factor <= low_freq_factor
+                    && nested.problems.is_empty()
+                {
+                    nested.problems.push("high_freq_factor must be greater than low_freq_factor".to_owned());
+                }
+                scaling
+            }
+            other => {
+                let problem = format!("rope_type {other:?} is not supported; known: default, linear, llama3");
+                nested.problems.push(problem);
+                RopeScaling::Default
+            }
+        };
+        self.problems.extend(nested.problems.into_iter().map(|problem| format!("{name}: {problem}")));
+        Rope { theta, scaling }
+    }
+
+    fn required(&mut self, key: &str) -> f64 {
+        if self.value(key).is_none() {
+            self.problems.push(format!("{key} is missing"));
+        }
+        self.positive(key, 1.0)
+    }
+}

@@ -1,0 +1,98 @@
+//! The Llama family's forward pass: pre-norm blocks of rotary attention and a gated feed-forward, each site announced
+//! to whatever adapter the batch uses.
+
+use tunesmith_tensor::{Attention, CrossEntropy, Forward, Rotary, Segments, Var};
+
+use crate::cache::Cache;
+use crate::llama::{Llama, LlamaLayer, SiteWeight};
+
+impl Llama {
+    /// Final hidden states `[tokens, hidden]`.
+    pub(crate) fn forward(&self, forward: &mut Forward<'_>, tokens: &[u32], mut cache: Option<&mut Cache>) -> Var {
+        let past: Vec<usize> = match &cache {
+            Some(cache) => (0..cache.len()).map(|sequence| cache.length(sequence)).collect(),
+            None => vec![0; forward.segments().len()],
+        };
+        let fresh: Vec<bool> = past.iter().map(|past| *past == 0).collect();
+        let embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), tokens);
+        let mut x = forward.input(self.input, embedded, &fresh);
+        let rotary = self.rotary(forward, &past);
+        for (block, layer) in self.layers.iter().enumerate() {
+            let normed = forward.rms_norm(layer.input_layernorm.site, layer.input_layernorm.base(), &x, self.epsilon());
+            let attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
+            let attended = forward.hidden(layer.after_attention, &normed, attended);
+            x = forward.tape().add(&x, attended);
+            let norm = &layer.post_attention_layernorm;
+            let normed = forward.rms_norm(norm.site, norm.base(), &x, self.epsilon());
+            let gate = linear(forward, &layer.gate_proj, &normed);
+            let up = linear(forward, &layer.up_proj, &normed);
+            let gated = forward.tape().silu_mul(&gate, &up);
+            drop((gate, up));
+            let fed = linear(forward, &layer.down_proj, &gated);
+            let fed = forward.hidden(layer.after_feed_forward, &normed, fed);
+            x = forward.tape().add(&x, fed);
+        }
+        let hidden = forward.rms_norm(self.norm.site, self.norm.base(), &x, self.epsilon());
+        forward.output(hidden)
+    }
+
+    /// Logits `[rows, vocabulary]` of final hidden states; `rows` says which of them belong to which sequence.
+    pub(crate) fn head(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
+        forward.linear_rows(self.lm_head.site, self.lm_head.base(), hidden, rows)
+    }
+
+    /// Cross-entropy of the rows that have a target.
+    pub(crate) fn head_loss(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
+        forward.cross_entropy(self.lm_head.site, self.lm_head.base(), hidden, targets)
+    }
+
+    fn attention(
+        &self,
+        forward: &mut Forward<'_>,
+        block: usize,
+        layer: &LlamaLayer,
+        normed: &Var,
+        rotary: &Rotary,
+        cache: Option<&mut Cache>,
+    ) -> Var {
+        let config = &self.config;
+        let options = Attention {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scale: 1.0 / (config.head_dim as f32).sqrt(),
+            causal: true,
+            window: layer.sliding_window,
+        };
+        let query = linear(forward, &layer.q_proj, normed);
+        let keys = linear(forward, &layer.k_proj, normed);
+        let values = linear(forward, &layer.v_proj, normed);
+        let query = forward.tape().rotary(query, rotary);
+        let keys = forward.tape().rotary(keys, rotary);
+        let attended = match cache {
+            None => forward.attention(layer.attention, &options, &query, &keys, &values),
+            Some(cache) => {
+                cache.push(block, forward.segments(), keys.value(), values.value());
+                forward.attention_over(layer.attention, &options, &query, &cache.rows(block))
+            }
+        };
+        linear(forward, &layer.o_proj, &attended)
+    }
+
+    /// The angles of the batch's rows, virtual tokens included.
+    fn rotary(&self, forward: &Forward<'_>, past: &[usize]) -> Rotary {
+        let offsets = forward.position_offsets();
+        let starts = past.iter().zip(offsets).map(|(past, offset)| past + offset);
+        let positions: Vec<usize> =
+            forward.segments().ranges().zip(starts).flat_map(|(range, start)| start..start + range.len()).collect();
+        Rotary::new(&self.config.inverse_frequencies(), &positions, 1.0)
+    }
+
+    fn epsilon(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+}
+
+fn linear(forward: &mut Forward<'_>, linear: &SiteWeight, x: &Var) -> Var {
+    forward.linear(linear.site, linear.base(), x)
+}

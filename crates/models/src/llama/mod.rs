@@ -1,0 +1,121 @@
+//! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward.
+//! Llama, Mistral (sliding window), Qwen2 (query, key and value biases) and SmolLM2 differ by configuration only.
+
+mod config;
+mod rope;
+mod weights;
+
+pub use config::{LlamaConfig, MODEL_TYPES};
+pub use rope::{Rope, RopeScaling};
+
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Base, FrozenWeight, Site, SiteId};
+
+use crate::model::ModelInfo;
+
+/// A model of the Llama family. [`Llama::from_source`] reads it.
+#[derive(Debug)]
+pub struct Llama {
+    pub(crate) info: ModelInfo,
+    pub(crate) config: LlamaConfig,
+    pub(crate) sites: Vec<Site>,
+    /// The site of the embedded sequence.
+    pub(crate) input: SiteId,
+    pub(crate) embed_tokens: SiteWeight,
+    pub(crate) layers: Vec<LlamaLayer>,
+    pub(crate) norm: SiteWeight,
+    pub(crate) lm_head: SiteWeight,
+}
+
+/// One block.
+#[derive(Debug)]
+pub(crate) struct LlamaLayer {
+    pub(crate) input_layernorm: SiteWeight,
+    pub(crate) q_proj: SiteWeight,
+    pub(crate) k_proj: SiteWeight,
+    pub(crate) v_proj: SiteWeight,
+    pub(crate) o_proj: SiteWeight,
+    /// The attention site: keys and values.
+    pub(crate) attention: SiteId,
+    /// The hidden site after attention.
+    pub(crate) after_attention: SiteId,
+    pub(crate) post_attention_layernorm: SiteWeight,
+    pub(crate) gate_proj: SiteWeight,
+    pub(crate) up_proj: SiteWeight,
+    pub(crate) down_proj: SiteWeight,
+    /// The hidden site after the feed-forward.
+    pub(crate) after_feed_forward: SiteId,
+    /// A query sees at most this many keys, itself included.
+    pub(crate) sliding_window: Option<usize>,
+}
+
+/// The frozen weight of a site.
+#[derive(Debug)]
+pub(crate) struct SiteWeight {
+    pub(crate) site: SiteId,
+    /// `[out, in]`; `[1, hidden]` for a norm.
+    pub(crate) weight: FrozenWeight,
+    /// `[1, out]`.
+    pub(crate) bias: Option<FrozenWeight>,
+}
+
+impl SiteWeight {
+    pub(crate) fn base(&self) -> Base<'_> {
+        Base { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+}
+
+impl LlamaLayer {
+    /// Its weight sites, in site order.
+    fn weights(&self) -> [&SiteWeight; 9] {
+        [
+            &self.input_layernorm,
+            &self.q_proj,
+            &self.k_proj,
+            &self.v_proj,
+            &self.o_proj,
+            &self.post_attention_layernorm,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]
+    }
+}
+
+impl Llama {
+    /// The configuration.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// All weight sites, in site order.
+    fn weights(&self) -> impl Iterator<Item = &SiteWeight> {
+        let layers = self.layers.iter().flat_map(LlamaLayer::weights);
+        std::iter::once(&self.embed_tokens).chain(layers).chain([&self.norm, &self.lm_head])
+    }
+
+    /// The frozen weight and bias of a weight site; `None` for other sites.
+    pub(crate) fn site_base(&self, site: SiteId) -> Option<Base<'_>> {
+        self.weights().find(|weight| weight.site == site).map(SiteWeight::base)
+    }
+
+    /// Hugging Face's `config.json`.
+    pub(crate) fn json(&self) -> &Map<String, Value> {
+        &self.config.json
+    }
+
+    /// All tensors of a checkpoint; see [`Model::tensors`](crate::Model::tensors).
+    pub(crate) fn named_tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
+        let mut tensors = Vec::new();
+        for SiteWeight { site, weight, bias } in self.weights() {
+            if *site == self.lm_head.site && self.info.tied {
+                continue;
+            }
+            let path = &self.sites[site.0].path;
+            let shape = weights::saved_shape(&self.sites[site.0]);
+            tensors.push((format!("{path}.weight"), weight.clone(), shape));
+            tensors.extend(bias.as_ref().map(|bias| (format!("{path}.bias"), bias.clone(), vec![bias.cols()])));
+        }
+        tensors
+    }
+}

@@ -1,0 +1,208 @@
+//! Builds a Llama from its configuration and a source of weights: the sites first, then every tensor they need is
+//! compared with what the files hold, then the tensors are read one by one.
+
+use serde_json::Value;
+use tunesmith_tensor::{FrozenWeight, Role, Site, SiteId, SiteKind};
+
+use crate::error::ModelError;
+use crate::llama::{Llama, LlamaConfig, LlamaLayer, SiteWeight};
+use crate::model::ModelInfo;
+use crate::weights::{WeightSource, check, take};
+
+const LM_HEAD: &str = "lm_head.weight";
+
+impl Llama {
+    /// Reads the weights that `config` asks for.
+    ///
+    /// A tied model whose files hold another output embedding is read as untied, as transformers does.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`] with every tensor that is missing, misshapen, unexpected or of an unsupported format;
+    /// or a reading error.
+    pub fn from_source(mut config: LlamaConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
+        let sites = sites(&config);
+        check(source, &expected(&sites, &config), |name| {
+            name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == LM_HEAD)
+        })?;
+        let embed_tokens = take(source, "model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
+        let lm_head = lm_head(&mut config, source, &embed_tokens)?;
+        let mut numbered = sites.iter().enumerate().map(|(index, site)| (SiteId(index), site));
+        let mut next = || numbered.next().expect("the sites were laid out by this same configuration");
+        let mut weight = |(site, place): (SiteId, &Site)| -> Result<SiteWeight, ModelError> {
+            let weight = take(source, &format!("{}.weight", place.path), &saved_shape(place))?;
+            let bias =
+                place.has_bias.then(|| take(source, &format!("{}.bias", place.path), &[place.rows])).transpose()?;
+            Ok(SiteWeight { site, weight, bias })
+        };
+        let (input, _) = next();
+        let embed_tokens = SiteWeight { site: next().0, weight: embed_tokens, bias: None };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for sliding_window in &config.sliding_windows {
+            layers.push(LlamaLayer {
+                input_layernorm: weight(next())?,
+                q_proj: weight(next())?,
+                k_proj: weight(next())?,
+                v_proj: weight(next())?,
+                o_proj: weight(next())?,
+                attention: next().0,
+                after_attention: next().0,
+                post_attention_layernorm: weight(next())?,
+                gate_proj: weight(next())?,
+                up_proj: weight(next())?,
+                down_proj: weight(next())?,
+                after_feed_forward: next().0,
+                sliding_window: *sliding_window,
+            });
+        }
+        let norm = weight(next())?;
+        let lm_head = SiteWeight { site: next().0, weight: lm_head, bias: None };
+        let info = ModelInfo {
+            model_type: config.model_type.clone(),
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            blocks: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            max_positions: config.max_position_embeddings,
+            tied: config.tie_word_embeddings,
+        };
+        Ok(Self { info, config, sites, input, embed_tokens, layers, norm, lm_head })
+    }
+}
+
+/// The output embedding; makes the configuration untied if the files hold one of its own.
+fn lm_head(
+    config: &mut LlamaConfig,
+    source: &mut dyn WeightSource,
+    embed_tokens: &FrozenWeight,
+) -> Result<FrozenWeight, ModelError> {
+    let shape = vec![config.vocab_size, config.hidden_size];
+    let stored = source.stored().get(LM_HEAD);
+    let readable = stored.is_some_and(|tensor| tensor.shape == shape && tensor.unsupported.is_none());
+    if config.tie_word_embeddings && !readable {
+        return Ok(embed_tokens.clone());
+    }
+    let lm_head = take(source, LM_HEAD, &shape)?;
+    if config.tie_word_embeddings {
+        if lm_head.to_matrix() == embed_tokens.to_matrix() {
+            return Ok(embed_tokens.clone());
+        }
+        config.tie_word_embeddings = false;
+        config.json.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+    }
+    Ok(lm_head)
+}
+
+/// The shape of a site's weight in a checkpoint.
+pub(crate) fn saved_shape(site: &Site) -> Vec<usize> {
+    if site.kind == SiteKind::Norm { vec![site.cols] } else { vec![site.rows, site.cols] }
+}
+
+/// Names and shapes of all tensors that a configuration asks for.
+fn expected(sites: &[Site], config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = Vec::new();
+    for site in sites.iter().filter(|site| site.kind.is_weight()) {
+        if site.role == Role::OutputEmbedding && config.tie_word_embeddings {
+            continue;
+        }
+        tensors.push((format!("{}.weight", site.path), saved_shape(site)));
+        if site.has_bias {
+            tensors.push((format!("{}.bias", site.path), vec![site.rows]));
+        }
+    }
+    tensors
+}
+
+/// All sites, in the order in which the forward pass meets them.
+fn sites(config: &LlamaConfig) -> Vec<Site> {
+    let hidden = config.hidden_size;
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let inner = config.intermediate_size;
+    let site = |path: &str, kind, role, block, rows, cols, has_bias| Site {
+        path: path.to_owned(),
+        kind,
+        role,
+        block,
+        rows,
+        cols,
+        has_bias,
+    };
+    let mut sites = vec![
+        site("model", SiteKind::Input, Role::Input, None, hidden, hidden, false),
+        site("model.embed_tokens", SiteKind::Embedding, Role::TokenEmbedding, None, config.vocab_size, hidden, false),
+    ];
+    for block in 0..config.num_hidden_layers {
+        let mut add = |name: &str, kind, role, (rows, cols), has_bias| {
+            let path = format!("model.layers.{block}.{name}");
+            sites.push(site(&path, kind, role, Some(block), rows, cols, has_bias));
+        };
+        let (qkv_bias, output_bias, mlp_bias) = (config.qkv_bias, config.output_bias, config.mlp_bias);
+        add("input_layernorm", SiteKind::Norm, Role::BlockNorm, (1, hidden), false);
+        add("self_attn.q_proj", SiteKind::Linear, Role::Query, (queries, hidden), qkv_bias);
+        add("self_attn.k_proj", SiteKind::Linear, Role::Key, (keys, hidden), qkv_bias);
+        add("self_attn.v_proj", SiteKind::Linear, Role::Value, (keys, hidden), qkv_bias);
+        add("self_attn.o_proj", SiteKind::Linear, Role::AttentionOutput, (hidden, queries), output_bias);
+        add("self_attn", SiteKind::Attention, Role::SelfAttention, (keys, keys), false);
+        add("self_attn", SiteKind::Hidden, Role::AfterAttention, (hidden, hidden), false);
+        add("post_attention_layernorm", SiteKind::Norm, Role::BlockNorm, (1, hidden), false);
+        add("mlp.gate_proj", SiteKind::Linear, Role::FeedForwardGate, (inner, hidden), mlp_bias);
+        add("mlp.up_proj", SiteKind::Linear, Role::FeedForwardUp, (inner, hidden), mlp_bias);
+        add("mlp.down_proj", SiteKind::Linear, Role::FeedForwardDown, (hidden, inner), mlp_bias);
+        add("mlp", SiteKind::Hidden, Role::AfterFeedForward, (hidden, hidden), false);
+    }
+    sites.push(site("model.norm", SiteKind::Norm, Role::FinalNorm, None, 1, hidden, false));
+    let vocabulary = config.vocab_size;
+    sites.push(site("lm_head", SiteKind::Linear, Role::OutputEmbedding, None, vocabulary, hidden, false));
+    sites
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::json::read_object;
+    use crate::safetensors::Safetensors;
+
+    fn fixture(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).join("model")
+    }
+
+    fn load(name: &str) -> Llama {
+        let folder = fixture(name);
+        let path = folder.join("config.json");
+        let config = LlamaConfig::from_json(read_object(&path).unwrap(), &path).unwrap();
+        Llama::from_source(config, &mut Safetensors::open(&folder).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fixtures_load_with_all_sites() {
+        for (name, biases, tied) in [("llama", 0, true), ("mistral", 0, false), ("qwen2", 6, false)] {
+            let model = load(name);
+            assert_eq!(model.sites.len(), 2 + 2 * 12 + 2, "{name}");
+            assert_eq!(model.sites.iter().filter(|site| site.has_bias).count(), biases, "{name}");
+            assert_eq!(model.lm_head.weight.is_same(&model.embed_tokens.weight), tied, "{name}");
+            assert_eq!(model.info.tied, tied, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_weight_lies_at_the_site_of_its_name() {
+        let model = load("qwen2");
+        let mut source = Safetensors::open(&fixture("qwen2")).unwrap();
+        let tensors = model.named_tensors();
+        assert_eq!(tensors.len(), source.stored().len());
+        for (name, weight, shape) in tensors {
+            assert_eq!(shape, source.stored()[&name].shape, "{name}");
+            assert_eq!(weight.to_matrix().to_vec(), source.read(&name).unwrap(), "{name}");
+        }
+        for (index, site) in model.sites.iter().enumerate() {
+            assert_eq!(model.site_base(SiteId(index)).is_some(), site.kind.is_weight(), "{}", site.path);
+        }
+        let key = model.sites.iter().position(|site| site.path == "model.layers.1.self_attn.k_proj").unwrap();
+        let base = model.site_base(SiteId(key)).unwrap();
+        assert_eq!((base.weight.shape(), base.bias.unwrap().shape()), ((16, 32), (1, 16)));
+    }
+}

@@ -1,0 +1,165 @@
+//! From logits to the next token: penalties, filters and the draw, in the order of Hugging Face's `generate`.
+
+use tunesmith_tensor::Stream;
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keeps the `k` likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the likeliest tokens that together reach this probability (Holtzman et al. 2020); 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive logits, and multiplies negative ones, of tokens already present (Keskar et al. 2019); 1 is off.
+    pub repetition_penalty: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+impl Sampling {
+    /// What is wrong with the settings, each problem a sentence.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut require = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        require(self.temperature >= 0.0, format!("temperature is {}, but must not be negative", self.temperature));
+        require(self.top_p > 0.0 && self.top_p <= 1.0, format!("top_p is {}, but must lie in (0, 1]", self.top_p));
+        require((0.0..=1.0).contains(&self.min_p), format!("min_p is {}, but must lie in [0, 1]", self.min_p));
+        let penalty = self.repetition_penalty;
+        require(penalty > 0.0, format!("repetition_penalty is {penalty}, but must be positive"));
+        problems
+    }
+
+    /// Chooses the next token. `seen` are the tokens of the prompt and those generated so far.
+    pub fn choose(&self, logits: &[f32], seen: &[u32], stream: &mut Stream) -> u32 {
+        let mut logits = logits.to_vec();
+        self.penalise(&mut logits, seen);
+        if self.temperature == 0.0 {
+            return likeliest(&logits);
+        }
+        let candidates = self.candidates(&logits);
+        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+        let mut left = f64::from(stream.uniform()) * total;
+        for (token, weight) in &candidates {
+            left -= weight;
+            if left < 0.0 {
+                return *token;
+            }
+        }
+        candidates.last().expect("filters keep the likeliest token").0
+    }
+
+    fn penalise(&self, logits: &mut [f32], seen: &[u32]) {
+        if self.repetition_penalty == 1.0 {
+            return;
+        }
+        let mut distinct = seen.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        for token in distinct {
+            let logit = &mut logits[token as usize];
+            *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+        }
+    }
+
+    /// The tokens that the filters keep, likeliest first, with weights proportional to their probabilities.
+    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if self.top_k > 0 && self.top_k < order.len() {
+            order.select_nth_unstable_by(self.top_k - 1, likelier);
+            order.truncate(self.top_k);
+        }
+        order.sort_unstable_by(likelier);
+        let max = f64::from(logits[order[0] as usize]);
+        let weight = |token: &u32| ((f64::from(logits[*token as usize]) - max) / f64::from(self.temperature)).exp();
+        let mut candidates: Vec<(u32, f64)> = order.iter().map(|token| (*token, weight(token))).collect();
+        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+        let mut before = 0.0;
+        let reach = f64::from(self.top_p) * total;
+        let kept = candidates.iter().take_while(|(_, weight)| {
+            let keep = before < reach;
+            before += weight;
+            keep
+        });
+        let kept = kept.count().max(1);
+        candidates.truncate(kept);
+        // The likeliest token's weight is 1.
+        candidates.retain(|(_, weight)| *weight >= f64::from(self.min_p));
+        candidates
+    }
+}
+
+/// The token with the largest logit, the first of equals.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tunesmith_tensor::Seed;
+
+    const LOGITS: [f32; 4] = [1.0, 3.0, 2.0, -1.0];
+
+    fn kept(sampling: Sampling) -> Vec<u32> {
+        sampling.candidates(&LOGITS).into_iter().map(|(token, _)| token).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_likeliest() {
+        let mut stream = Seed(0).stream("sampling", 0);
+        assert_eq!(Sampling::default().choose(&LOGITS, &[], &mut stream), 1);
+        assert_eq!(Sampling::default().choose(&[2.0, 2.0], &[], &mut stream), 0);
+    }
+
+    #[test]
+    fn filters_keep_what_they_say() {
+        let warm = Sampling { temperature: 1.0, ..Sampling::default() };
+        assert_eq!(kept(warm.clone()), [1, 2, 0, 3]);
+        assert_eq!(kept(Sampling { top_k: 2, ..warm.clone() }), [1, 2]);
+        // Probabilities: 0.657, 0.242, 0.089, 0.012.
+        assert_eq!(kept(Sampling { top_p: 0.65, ..warm.clone() }), [1]);
+        assert_eq!(kept(Sampling { top_p: 0.7, ..warm.clone() }), [1, 2]);
+        assert_eq!(kept(Sampling { min_p: 0.13, ..warm }), [1, 2, 0]);
+    }
+
+    #[test]
+    fn a_penalty_moves_logits_away_from_what_was_seen() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let mut logits = LOGITS;
+        sampling.penalise(&mut logits, &[1, 1, 3]);
+        assert_eq!(logits, [1.0, 1.5, 2.0, -2.0]);
+        assert_eq!(sampling.choose(&LOGITS, &[1], &mut Seed(0).stream("sampling", 0)), 2);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+        let mut stream = Seed(0).stream("sampling", 0);
+        let mut counts = [0.0; 4];
+        for _ in 0..20_000 {
+            counts[sampling.choose(&LOGITS, &[], &mut stream) as usize] += 1.0 / 20_000.0;
+        }
+        let total: f64 = LOGITS.iter().map(|logit| f64::from(*logit).exp()).sum();
+        for (count, logit) in counts.iter().zip(LOGITS) {
+            assert!((count - f64::from(logit).exp() / total).abs() < 0.01, "{counts:?}");
+        }
+    }
+}
