@@ -1,1 +1,23 @@
-//! Tunesmith: train.
+//! Training: data, batches, optimisers, schedules, checkpoints, metrics, and the loop.
+
+mod arguments;
+pub mod atomic;
+mod batches;
+mod checkpoint;
+mod data;
+mod error;
+mod memory;
+
+mod optimizer;
+mod run_log;
+mod schedule;
+
+pub use arguments::{BestMetric, TrainingArguments};
+pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
+pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
+pub use data::*;
+pub use error::TrainError;
+pub use memory::peak_memory;
+pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};
+pub use run_log::{EvaluationLine, RunLog, TrainingLine};
+pub use schedule::{LearningRateSchedule, SchedulerType};

@@ -1,0 +1,5 @@
+//! Data: files of records, and the tokenised examples made of them.
+
+mod problems;
+
+pub use problems::DataProblem;

@@ -1,0 +1,163 @@
+//! What can go wrong while preparing, running or resuming a training run.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::checkpoint::Difference;
+use crate::data::DataProblem;
+
+/// Problems shown in one message; the others are only counted.
+const SHOWN_PROBLEMS: usize = 10;
+
+/// An error of this crate. Every variant says what to do where that is not plain from what happened.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: "read", "write", "rename", …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+
+    /// A file that this program writes holds something else.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Training arguments that cannot be used, all of them.
+    #[error("the training arguments cannot be used:{}", listed(problems, problems.len()))]
+    InvalidArguments {
+        /// One sentence a problem, beginning with the argument's name.
+        problems: Vec<String>,
+    },
+
+    /// Data options that cannot be used, all of them.
+    #[error("the data options cannot be used:{}", listed(problems, problems.len()))]
+    InvalidDataOptions {
+        /// One sentence a problem, beginning with the option's name.
+        problems: Vec<String>,
+    },
+
+    /// A data file whose kind cannot be told from its name.
+    #[error(
+        "{} is not a known kind of data file: give it the ending .jsonl (or .ndjson), .csv, .tsv or .txt", path.display()
+    )]
+    UnknownDataFile {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// Records of a data file that cannot be used.
+    #[error("{}", data_message(path, problems, *total))]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The first problems, in file order.
+        problems: Vec<DataProblem>,
+        /// How many problems there are in all.
+        total: usize,
+    },
+
+    /// A data file without a single record.
+    #[error("{} holds no examples", path.display())]
+    EmptyData {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// Examples that do not fit into a batch of `budget` tokens.
+    #[error(
+        "{count} examples are longer than max_tokens_per_batch = {budget} (the longest has {longest} tokens): \
+         raise max_tokens_per_batch to at least {longest}, or set max_length with truncate: true"
+    )]
+    ExceedsBudget {
+        /// How many examples are too long.
+        count: usize,
+        /// Tokens of the longest.
+        longest: usize,
+        /// The budget.
+        budget: usize,
+    },
+
+    /// Trainable tensors that the loss does not depend on.
+    #[error("no gradient reached {} trainable tensors:{}", names.len(), listed(names, names.len()))]
+    MissingGradients {
+        /// Their names.
+        names: Vec<String>,
+    },
+
+    /// A saved optimiser state that does not belong to the tensors being trained.
+    #[error("{} does not fit the tensors being trained:{}", path.display(), listed(problems, problems.len()))]
+    OptimizerMismatch {
+        /// The state file.
+        path: PathBuf,
+        /// One sentence a tensor.
+        problems: Vec<String>,
+    },
+
+    /// A run to be resumed whose configuration has changed.
+    #[error(
+        "{} was made with another configuration, so the run cannot be resumed from it:{}\n\
+         restore these values, or start a new run in another folder",
+        checkpoint.display(),
+        listed(differences, differences.len())
+    )]
+    ConfigurationChanged {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The keys that differ, with both values.
+        differences: Vec<Difference>,
+    },
+
+    /// A run to be resumed that has no complete checkpoint.
+    #[error("{} holds no complete checkpoint to resume from", folder.display())]
+    NoCheckpoint {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+
+    /// Hypotheses and references that do not belong together.
+    #[error("BLEU needs at least one reference for every hypothesis: {reason}")]
+    References {
+        /// What does not match.
+        reason: String,
+    },
+}
+
+impl TrainError {
+    /// Wraps the system's reason with what was tried on which file.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Each item on a line of its own, the first [`SHOWN_PROBLEMS`] of `total`.
+fn listed<T: std::fmt::Display>(items: &[T], total: usize) -> String {
+    let mut text = String::new();
+    for item in items.iter().take(SHOWN_PROBLEMS) {
+        let _ = write!(text, "\n  {item}");
+    }
+    if total > items.len().min(SHOWN_PROBLEMS) {
+        let _ = write!(text, "\n  … and {} more", total - items.len().min(SHOWN_PROBLEMS));
+    }
+    text
+}
+
+fn data_message(path: &Path, problems: &[DataProblem], total: usize) -> String {
+    let lines: Vec<String> =
+        problems.iter().map(|problem| format!("{}:{}: {}", path.display(), problem.line, problem.message)).collect();
+    let examples = if total == 1 { "1 record" } else { &format!("{total} records") };
+    format!("{} has {examples} that cannot be used:{}", path.display(), listed(&lines, total))
+}

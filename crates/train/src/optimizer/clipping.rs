@@ -1,0 +1,37 @@
+//! The global norm of gradients, and clipping by it, as `torch.nn.utils.clip_grad_norm_`.
+
+use rayon::prelude::*;
+use tunesmith_tensor::{Gradients, Parameter};
+
+/// Values summed by one task; fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 1 << 16;
+
+/// The Euclidean norm of all gradients of `parameters` together, summed in float64. A missing gradient counts as zero.
+pub fn grad_norm(parameters: &[&Parameter], gradients: &Gradients) -> f64 {
+    let squares = |values: &[f32]| {
+        let partial: Vec<f64> = values
+            .par_chunks(CHUNK)
+            .map(|chunk| chunk.iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
+            .collect();
+        partial.iter().sum::<f64>()
+    };
+    let found = parameters.iter().filter_map(|parameter| gradients.get(parameter.id()));
+    found.map(|gradient| squares(gradient.data())).sum::<f64>().sqrt()
+}
+
+/// Scales the gradients of `parameters` so that their global norm is at most `max_norm`, and returns the norm they had.
+///
+/// As in PyTorch the factor is `max_norm / (norm + 1e-6)`, at most 1. A `max_norm` of zero only measures. A norm that
+/// is not finite leaves the gradients as they are: the caller must not use them.
+pub fn clip_grad_norm(parameters: &[&Parameter], gradients: &mut Gradients, max_norm: f64) -> f64 {
+    let norm = grad_norm(parameters, gradients);
+    let factor = max_norm / (norm + 1e-6);
+    if max_norm > 0.0 && norm.is_finite() && factor < 1.0 {
+        for parameter in parameters {
+            if let Some(gradient) = gradients.get_mut(parameter.id()) {
+                gradient.data_mut().iter_mut().for_each(|value| *value *= factor as f32);
+            }
+        }
+    }
+    norm
+}
