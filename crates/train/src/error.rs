@@ -10,7 +10,7 @@ use crate::checkpoint::Difference;
 use crate::data::DataProblem;
 
 /// Problems shown in one message; the others are only counted.
-const SHOWN_PROBLEMS: usize = 10;
+pub(crate) const SHOWN_PROBLEMS: usize = 10;
 
 /// An error of this crate. Every variant says what to do where that is not plain from what happened.
 #[derive(Debug, Error)]

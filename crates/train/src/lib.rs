@@ -7,7 +7,7 @@ mod checkpoint;
 mod data;
 mod error;
 mod memory;
-
+pub mod metrics;
 mod optimizer;
 mod run_log;
 mod schedule;
@@ -15,7 +15,10 @@ mod schedule;
 pub use arguments::{BestMetric, TrainingArguments};
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
-pub use data::*;
+pub use data::{
+    DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Message, Record, Records, generation_cases,
+    read_records, tokenize,
+};
 pub use error::TrainError;
 pub use memory::peak_memory;
 pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};

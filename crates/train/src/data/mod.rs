@@ -1,5 +1,20 @@
 //! Data: files of records, and the tokenised examples made of them.
 
+mod chat;
+mod encode;
+mod example;
+mod generation;
+mod options;
 mod problems;
+mod records;
+mod rows;
 
+pub use encode::Encode;
+pub use example::{Dataset, Example, tokenize};
+pub use generation::{GenerationCase, generation_cases};
+pub use options::DataOptions;
 pub use problems::DataProblem;
+pub use records::{Message, Record, Records, read_records};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! Metrics of generated text, one a file.
+
+mod bleu;
+
+pub use bleu::{Bleu, corpus_bleu};
