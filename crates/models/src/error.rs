@@ -73,6 +73,45 @@ pub enum ModelError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// There is no tokenizer, or it cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file, or the model that lacks one.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The model has no chat template and one is needed.
+    #[error(
+        "{}: no chat template; give one with chat_template (a file with a Jinja template), or use prompts without roles",
+        path.display()
+    )]
+    NoChatTemplate {
+        /// The tokenizer's file.
+        path: PathBuf,
+    },
+    /// A chat template that cannot be parsed, or a conversation that it cannot render.
+    #[error("chat template of {}: {reason}", path.display())]
+    ChatTemplate {
+        /// The template's file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A model is never written over something else.
+    #[error("{} exists and is not an empty folder; choose another output folder or remove it", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Tensors do not fit the configuration.
     #[error(
         "{}: the tensors do not fit the configuration; the weights and the configuration are of different models, or \

@@ -22,3 +22,10 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError>
 pub(crate) fn read_object_if_any(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     if path.is_file() { read_object(path).map(Some) } else { Ok(None) }
 }
+
+/// A JSON file's bytes, indented as Hugging Face writes them.
+pub(crate) fn to_bytes(object: &Map<String, Value>) -> Vec<u8> {
+    let mut text = serde_json::to_string_pretty(object).expect("a JSON object can be written");
+    text.push('\n');
+    text.into_bytes()
+}

@@ -2,16 +2,37 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod cache;
+mod chat;
 mod error;
+mod generate;
+mod generation_defaults;
+mod gguf;
+mod gguf_tokenizer;
 mod json;
 pub mod llama;
+mod load;
 mod model;
+mod number_format;
+mod python_json;
 mod safetensors;
+mod sampling;
+mod save;
+mod text_stream;
+mod tokenizer;
 mod weights;
 
 pub use cache::Cache;
+pub use chat::{Message, Turn};
 pub use error::{ModelError, TensorProblem};
+pub use generate::{FinishReason, Generated, GenerationOptions, generate};
+pub use generation_defaults::GenerationDefaults;
+pub use gguf::Gguf;
 pub use llama::Llama;
+pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model};
 pub use model::{Model, ModelInfo};
+pub use number_format::NumberFormat;
 pub use safetensors::Safetensors;
+pub use sampling::Sampling;
+pub use save::save_folder;
+pub use tokenizer::{EncodedChat, TextTokenizer};
 pub use weights::{StoredTensor, WeightSource};

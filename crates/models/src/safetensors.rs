@@ -7,12 +7,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::error::ModelError;
 use crate::json;
+use crate::number_format::NumberFormat;
 use crate::weights::{StoredTensor, WeightSource};
 
 const SINGLE: &str = "model.safetensors";
@@ -57,6 +57,15 @@ impl Safetensors {
             return Err(ModelError::NotAModel { path: folder.to_path_buf(), reason });
         }
         Err(ModelError::Pickled { folder: folder.to_path_buf(), files: pickled })
+    }
+
+    /// The number format of most values.
+    pub(crate) fn format(&self) -> NumberFormat {
+        let bytes = |format: NumberFormat| -> usize {
+            self.places.values().filter(|place| place.format == format.dtype()).map(|place| place.bytes).sum()
+        };
+        let formats = [NumberFormat::F16, NumberFormat::Bf16, NumberFormat::F32];
+        formats.into_iter().max_by_key(|format| bytes(*format) / format.width()).unwrap_or(NumberFormat::F32)
     }
 
     fn open_file(folder: &Path, file: &Path) -> Result<Self, ModelError> {
@@ -132,7 +141,7 @@ impl Safetensors {
         }
         for name in header.offset_keys() {
             let Some(info) = header.info(&name) else { continue };
-            let readable = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            let readable = NumberFormat::of(info.dtype).is_some();
             let (start, end) = info.data_offsets;
             let place = Place { format: info.dtype, start: 8 + header_length + start as u64, bytes: end - start };
             let tensor = StoredTensor {
@@ -168,7 +177,7 @@ impl WeightSource for Safetensors {
             return Err(ModelError::Damaged { path: self.folder.clone(), reason });
         };
         let unreadable = |source| ModelError::Read { path: tensor.file.clone(), source };
-        let decode = decoder(place.format).ok_or_else(|| ModelError::Damaged {
+        let format = NumberFormat::of(place.format).ok_or_else(|| ModelError::Damaged {
             path: tensor.file.clone(),
             reason: format!("tensor {name} is stored as {}", place.format),
         })?;
@@ -180,29 +189,10 @@ impl WeightSource for Safetensors {
         while left > 0 {
             let part = &mut chunk[..CHUNK.min(left)];
             file.read_exact(part).map_err(unreadable)?;
-            decode(part, &mut values);
+            format.decode(part, &mut values);
             left -= part.len();
         }
         Ok(values)
-    }
-}
-
-/// How to append little-endian values of a format as float32.
-fn decoder(format: Dtype) -> Option<fn(&[u8], &mut Vec<f32>)> {
-    fn f32s(bytes: &[u8], out: &mut Vec<f32>) {
-        out.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-    }
-    fn f16s(bytes: &[u8], out: &mut Vec<f32>) {
-        out.extend(bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
-    }
-    fn bf16s(bytes: &[u8], out: &mut Vec<f32>) {
-        out.extend(bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
-    }
-    match format {
-        Dtype::F32 => Some(f32s),
-        Dtype::F16 => Some(f16s),
-        Dtype::BF16 => Some(bf16s),
-        _ => None,
     }
 }
 

@@ -1,0 +1,275 @@
+//! Text to tokens and back, with the model's special tokens and chat template, from Hugging Face's files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
+
+use crate::chat::{ChatTemplate, Message, Turn};
+use crate::error::ModelError;
+use crate::json;
+
+/// Hugging Face's file names.
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// A tokenizer. Padding and truncation that its file asks for are off: there is no padding here, and nothing is cut
+/// silently.
+#[derive(Debug)]
+pub struct TextTokenizer {
+    path: PathBuf,
+    /// Without its post-processor, which could move token offsets.
+    tokenizer: Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
+    /// `tokenizer_config.json`.
+    config: Map<String, Value>,
+    /// The text in `chat_template.jinja`, where there is one.
+    chat_file: Option<String>,
+    /// The chat template, or why it does not parse, which matters only to those who need it.
+    chat: Option<Result<ChatTemplate, String>>,
+    /// Special tokens as they are spelled.
+    special: Vec<String>,
+    /// Token ids that the model knows lie below this.
+    embeddings: Option<usize>,
+}
+
+/// A conversation as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedChat {
+    /// All tokens.
+    pub ids: Vec<u32>,
+    /// For each token, whether the assistant says it: its replies with their end-of-turn tokens.
+    pub is_assistant: Vec<bool>,
+}
+
+impl TextTokenizer {
+    /// Reads `tokenizer.json` and, beside it, `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `chat_template.jinja`, where they are. `path` is the folder or the `tokenizer.json` itself.
+    ///
+    /// # Errors
+    /// If there is no `tokenizer.json`, or a file is damaged.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
+        if !file.is_file() {
+            return Err(ModelError::Tokenizer { path: path.to_path_buf(), reason: no_tokenizer(path) });
+        }
+        let folder = file.parent().unwrap_or(Path::new("."));
+        let bytes = fs::read(&file).map_err(|source| ModelError::Read { path: file.clone(), source })?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| damaged(&file, &error))?;
+        let mut config = json::read_object_if_any(&folder.join(CONFIG))?.unwrap_or_default();
+        for (key, value) in json::read_object_if_any(&folder.join(SPECIAL_TOKENS))?.unwrap_or_default() {
+            config.entry(key).or_insert(value);
+        }
+        let chat_path = folder.join(CHAT_TEMPLATE);
+        let chat_file = chat_path.is_file().then(|| read_text(&chat_path)).transpose()?;
+        Self::new(file, tokenizer, config, chat_file)
+    }
+
+    /// A tokenizer from its parts: `config` is the content of `tokenizer_config.json`, `chat_file` the text of
+    /// `chat_template.jinja`, which wins over a template in `config`.
+    pub(crate) fn new(
+        path: PathBuf,
+        mut tokenizer: Tokenizer,
+        config: Map<String, Value>,
+        chat_file: Option<String>,
+    ) -> Result<Self, ModelError> {
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| damaged(&path, &error))?;
+        let post_processor = tokenizer.get_post_processor().cloned();
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        let added = tokenizer.get_added_tokens_decoder().into_values();
+        let mut special: Vec<String> = added.filter(|token| token.special).map(|token| token.content).collect();
+        special.sort_unstable();
+        let (chat, embeddings) = (None, None);
+        let mut this = Self { path, tokenizer, post_processor, config, chat_file, chat, special, embeddings };
+        this.chat = this.chat_source().map(|source| ChatTemplate::new(&this.path, source, this.special_tokens()));
+        Ok(this)
+    }
+
+    /// Replaces the chat template by the Jinja template in a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or the template does not parse.
+    pub fn with_chat_template(mut self, path: &Path) -> Result<Self, ModelError> {
+        let source = read_text(path)?;
+        let chat = ChatTemplate::new(path, &source, self.special_tokens())
+            .map_err(|reason| ModelError::ChatTemplate { path: path.to_path_buf(), reason })?;
+        self.chat = Some(Ok(chat));
+        self.chat_file = Some(source);
+        Ok(self)
+    }
+
+    /// Makes texts with token ids that a model of `embeddings` token embeddings does not have an error.
+    pub(crate) fn for_embeddings(self, embeddings: usize) -> Self {
+        Self { embeddings: Some(embeddings), ..self }
+    }
+
+    /// The tokens of a text. Special tokens written in it are recognised; with `add_special`, those that the tokenizer
+    /// puts around a text (such as a beginning-of-sequence token) are added.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text, or gives a token that the model does not have.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
+        let mut encoding = self.tokenizer.encode_fast(text, false).map_err(|error| damaged(&self.path, &error))?;
+        if add_special && let Some(post_processor) = &self.post_processor {
+            encoding = post_processor.process(encoding, None, true).map_err(|error| damaged(&self.path, &error))?;
+        }
+        self.checked(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens; with `skip_special`, without special tokens. Ids without a token are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        // Decoding fails only if the file's decoder does; the tokens as they are spelled are then the best there is.
+        self.tokenizer
+            .decode(ids, skip_special)
+            .unwrap_or_else(|_| ids.iter().filter_map(|id| self.tokenizer.id_to_token(*id)).collect())
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The id of a token as it is spelled in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The beginning-of-sequence token.
+    pub fn bos(&self) -> Option<u32> {
+        self.token_id(self.special_token("bos_token")?)
+    }
+
+    /// The end-of-sequence token.
+    pub fn eos(&self) -> Option<u32> {
+        self.token_id(self.special_token("eos_token")?)
+    }
+
+    /// Whether there is a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// A conversation as text; with `add_generation_prompt`, up to where the assistant's next reply begins. Encode it
+    /// without adding special tokens: the template writes them.
+    ///
+    /// # Errors
+    /// If there is no chat template, or it refuses the conversation.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ModelError> {
+        self.chat_template()?.render(messages, add_generation_prompt)
+    }
+
+    /// A conversation cut into what the assistant says (its replies with their end-of-turn tokens) and the rest.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render); and if the template writes earlier messages differently depending on later ones,
+    /// so that a reply has no place of its own.
+    pub fn turns(&self, messages: &[Message]) -> Result<Vec<Turn>, ModelError> {
+        self.chat_template()?.turns(messages, |text| self.special.iter().any(|token| text.ends_with(token)))
+    }
+
+    /// A conversation as tokens, for training on the assistant's replies.
+    ///
+    /// # Errors
+    /// As [`turns`](Self::turns) and [`encode`](Self::encode).
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<EncodedChat, ModelError> {
+        let turns = self.turns(messages)?;
+        let text: String = turns.iter().map(|turn| turn.text.as_str()).collect();
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| damaged(&self.path, &error))?;
+        let mut end = 0;
+        let ends: Vec<(usize, bool)> = turns
+            .iter()
+            .map(|turn| {
+                end += turn.text.len();
+                (end, turn.is_assistant)
+            })
+            .collect();
+        let says = |start: usize| ends.iter().find(|(end, _)| start < *end).is_some_and(|(_, assistant)| *assistant);
+        let is_assistant = encoding.get_offsets().iter().map(|(start, _)| says(*start)).collect();
+        Ok(EncodedChat { ids: self.checked(encoding.get_ids().to_vec())?, is_assistant })
+    }
+
+    /// Writes Hugging Face's tokenizer files into a folder.
+    pub(crate) fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+        let mut tokenizer = self.tokenizer.clone();
+        tokenizer.with_post_processor(self.post_processor.clone());
+        let tokenizer = tokenizer.to_string(true).map_err(|error| damaged(&self.path, &error))?;
+        let mut files = vec![(TOKENIZER, tokenizer.into_bytes()), (CONFIG, json::to_bytes(&self.config))];
+        files.extend(self.chat_file.as_ref().map(|text| (CHAT_TEMPLATE, text.clone().into_bytes())));
+        Ok(files)
+    }
+
+    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>, ModelError> {
+        let Some(embeddings) = self.embeddings else { return Ok(ids) };
+        match ids.iter().find(|id| **id as usize >= embeddings) {
+            None => Ok(ids),
+            Some(id) => {
+                let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+                let reason = format!(
+                    "token {token:?} has id {id}, but the model has {embeddings} token embeddings; the tokenizer is \
+                     of another model"
+                );
+                Err(ModelError::Tokenizer { path: self.path.clone(), reason })
+            }
+        }
+    }
+
+    fn chat_template(&self) -> Result<&ChatTemplate, ModelError> {
+        match &self.chat {
+            Some(Ok(chat)) => Ok(chat),
+            Some(Err(reason)) => Err(ModelError::ChatTemplate {
+                path: self.path.clone(),
+                reason: format!("it does not parse: {reason}"),
+            }),
+            None => Err(ModelError::NoChatTemplate { path: self.path.clone() }),
+        }
+    }
+
+    /// The chat template's text. `tokenizer_config.json` holds one, or a list of named ones of which `default` counts.
+    fn chat_source(&self) -> Option<&str> {
+        if let Some(text) = &self.chat_file {
+            return Some(text);
+        }
+        match self.config.get("chat_template")? {
+            Value::String(text) => Some(text),
+            Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
+            _ => None,
+        }
+    }
+
+    /// A special token by its key in `tokenizer_config.json`, where it stands as text or as an object.
+    fn special_token(&self, key: &str) -> Option<&str> {
+        let value = self.config.get(key)?;
+        value.as_str().or_else(|| value.get("content")?.as_str())
+    }
+
+    fn special_tokens(&self) -> Vec<(&'static str, String)> {
+        ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"]
+            .into_iter()
+            .filter_map(|key| Some((key, self.special_token(key)?.to_owned())))
+            .collect()
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, ModelError> {
+    fs::read_to_string(path).map_err(|source| ModelError::Read { path: path.to_path_buf(), source })
+}
+
+fn damaged(path: &Path, error: &tokenizers::Error) -> ModelError {
+    ModelError::Tokenizer { path: path.to_path_buf(), reason: format!("the tokenizer cannot be used: {error}") }
+}
+
+fn no_tokenizer(path: &Path) -> String {
+    let option = "or give another with tokenizer_name_or_path (a tokenizer.json, or a folder that holds one)";
+    if path.join("tokenizer.model").is_file() || path.join("vocab.json").is_file() {
+        return format!(
+            "it has tokenizer files of an older kind but no {TOKENIZER}; make one: python -c \"from transformers \
+             import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\", {option}",
+            path.display()
+        );
+    }
+    format!("there is no {TOKENIZER}; fetch it with the model, {option}")
+}
