@@ -1,7 +1,7 @@
 //! What every architecture offers to training, generation and methods.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Base, CrossEntropy, Forward, FrozenWeight, Site, SiteId, Var};
+use tunesmith_tensor::{Base, CrossEntropy, Forward, FrozenWeight, Segments, Site, SiteId, Var};
 
 use crate::cache::Cache;
 
@@ -42,8 +42,9 @@ pub trait Model: Send + Sync {
     /// Hidden states `[tokens, hidden]` after the last norm, of sequences laid end to end.
     fn hidden_states(&self, forward: &mut Forward<'_>, tokens: &[u32], cache: Option<&mut Cache>) -> Var;
 
-    /// Logits `[rows, vocabulary]` of hidden states `[rows, hidden]`.
-    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var) -> Var;
+    /// Logits `[rows, vocabulary]` of hidden states `[rows, hidden]`; `rows` says which of them belong to which
+    /// sequence of the batch.
+    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var;
 
     /// Cross-entropy of the rows of `hidden` with `targets`, one a row;
     /// [`IGNORED_TARGET`](tunesmith_tensor::IGNORED_TARGET) marks rows without a label.

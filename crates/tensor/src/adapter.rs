@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::parameter::Parameter;
 use crate::site::SiteId;
-use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, Trainable, WeightTuner};
+use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, WeightTuner};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
@@ -64,6 +64,11 @@ impl Adapter {
     /// Weight sites that have a tuner, in site order.
     pub fn weight_sites(&self) -> impl Iterator<Item = SiteId> + '_ {
         self.weights.keys().copied()
+    }
+
+    /// Rows that attention tuners put before each sequence; positions count from there.
+    pub fn prefix_length(&self) -> usize {
+        self.attention.values().next().map_or(0, |tuner| tuner.length())
     }
 
     /// Whether every tuner acts on a weight, so that the adapter can be merged into the base.

@@ -32,6 +32,15 @@ fn hash_name(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// Value number `index` of the sequence that `key` names, uniform in `[0, 1)`: SplitMix64 (Steele et al. 2014) read at
+/// random access, for masks that are drawn in parallel and drawn again on the way back.
+pub(crate) fn uniform_at(key: u64, index: u64) -> f32 {
+    let mut bits = key.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) >> 40) as f32 / (1 << 24) as f32
+}
+
 /// A sequence of random values.
 #[derive(Clone, Debug)]
 pub struct Stream {

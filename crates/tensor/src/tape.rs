@@ -8,8 +8,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::ops::for_each_row_block;
 use crate::parameter::{Gradients, Parameter, ParameterId};
-use crate::random::{Seed, Stream};
+use crate::random::Seed;
 use crate::{Matrix, Workspace};
 
 /// A value on (or beside) the tape: a matrix, and whether a gradient must flow back through it.
@@ -132,11 +133,11 @@ impl Tape {
         Var { value: value.into(), node }
     }
 
-    /// The stream of the next dropout mask; `None` outside training.
-    pub(crate) fn next_dropout(&mut self) -> Option<Stream> {
+    /// The key of the next dropout mask; `None` outside training.
+    pub(crate) fn next_dropout(&mut self) -> Option<u64> {
         let seed = self.dropout?;
         self.dropouts += 1;
-        Some(seed.stream("dropout", self.dropouts))
+        Some(seed.stream("dropout", self.dropouts).next_u64())
     }
 
     /// Runs the tape backwards from `output`, whose gradient is `gradient` (shaped as it), and adds the gradients of
@@ -156,12 +157,8 @@ impl Tape {
             match entry {
                 Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
                 Entry::Operation(operation) => {
-                    let mut flow = Flow {
-                        workspace: &self.workspace,
-                        entries: &self.entries,
-                        pending: &mut pending,
-                        gradients,
-                    };
+                    let mut flow =
+                        Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
                     operation.backward(gradient, &mut flow);
                 }
             }
@@ -222,7 +219,13 @@ impl Flow<'_> {
     }
 
     /// Adds `gradient` to rows `rows` of the gradient of `input`, which has `shape`.
-    pub(crate) fn add_rows(&mut self, input: Option<NodeId>, shape: (usize, usize), rows: Range<usize>, gradient: &Matrix) {
+    pub(crate) fn add_rows(
+        &mut self,
+        input: Option<NodeId>,
+        shape: (usize, usize),
+        rows: Range<usize>,
+        gradient: &Matrix,
+    ) {
         self.accumulate(input, shape, |_, sum, beta| {
             if beta == 0.0 {
                 sum.data_mut().fill(0.0);
@@ -237,5 +240,9 @@ impl Flow<'_> {
 /// `sum ← sum + value`.
 pub(crate) fn add_assign(sum: &mut Matrix, value: &Matrix) {
     assert_eq!(sum.shape(), value.shape(), "gradients of one value share a shape");
-    sum.data_mut().iter_mut().zip(value.data()).for_each(|(sum, value)| *sum += value);
+    let cols = sum.cols();
+    for_each_row_block(sum.data_mut(), cols, |first, rows| {
+        let other = &value.data()[first * cols..first * cols + rows.len()];
+        rows.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+    });
 }

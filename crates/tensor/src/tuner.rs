@@ -73,7 +73,9 @@ pub trait HiddenTuner: Trainable {
 
 /// Gives attention more keys and values, visible to every query of a sequence.
 pub trait AttentionTuner: Trainable {
-    /// Keys and values, each `[rows, kv_heads · head_dim]`.
+    /// Number of rows.
+    fn length(&self) -> usize;
+    /// Keys and values, each `[length, kv_heads · head_dim]`.
     fn prefix(&self, tape: &mut Tape) -> (Var, Var);
 }
 

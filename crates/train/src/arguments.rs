@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::TrainError;
 use crate::batches::{BatchLimit, SamplingStrategy};
+use crate::evaluate::Evaluation;
 use crate::optimizer::AdamWOptions;
 use crate::schedule::{LearningRateSchedule, SchedulerType};
 
@@ -77,6 +78,15 @@ pub enum BestMetric {
 }
 
 impl BestMetric {
+    /// The metric's value in an evaluation, where it was measured.
+    pub fn of(self, evaluation: &Evaluation) -> Option<f64> {
+        match self {
+            Self::Loss => Some(evaluation.loss),
+            Self::Perplexity => Some(evaluation.perplexity),
+            Self::Bleu => evaluation.bleu,
+        }
+    }
+
     /// Whether `value` is better than `best`, the best so far. NaN never is.
     pub fn improves(self, value: f64, best: Option<f64>) -> bool {
         match (self, best) {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use tunesmith_models::ModelError;
 
 use crate::checkpoint::Difference;
 use crate::data::DataProblem;
@@ -127,6 +128,32 @@ pub enum TrainError {
         folder: PathBuf,
     },
 
+    /// A model could not be read, written or asked.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+
+    /// A loss or gradient that is not a number; no update was made with it.
+    #[error(
+        "update {step} (epoch {epoch}) has loss {loss} and gradient norm {grad_norm}: training stopped before using it.\n\
+         Examples of the update, counted from 0: {examples:?}\n{}\n\
+         Lower learning_rate, add warm-up, or look at these examples.",
+        last_good(last_checkpoint)
+    )]
+    NotFinite {
+        /// The update, counted from 1.
+        step: u64,
+        /// Its epoch, counted from 0.
+        epoch: u64,
+        /// Its loss.
+        loss: f64,
+        /// The norm of its gradients.
+        grad_norm: f64,
+        /// The examples it was computed from.
+        examples: Vec<usize>,
+        /// The last checkpoint, which is good.
+        last_checkpoint: Option<PathBuf>,
+    },
+
     /// Hypotheses and references that do not belong together.
     #[error("BLEU needs at least one reference for every hypothesis: {reason}")]
     References {
@@ -144,6 +171,13 @@ impl TrainError {
 }
 
 /// Each item on a line of its own, the first [`SHOWN_PROBLEMS`] of `total`.
+fn last_good(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("The last good checkpoint is {}.", path.display()),
+        None => "No checkpoint had been written yet.".to_owned(),
+    }
+}
+
 fn listed<T: std::fmt::Display>(items: &[T], total: usize) -> String {
     let mut text = String::new();
     for item in items.iter().take(SHOWN_PROBLEMS) {

@@ -3,24 +3,30 @@
 mod arguments;
 pub mod atomic;
 mod batches;
+mod causal_lm;
 mod checkpoint;
 mod data;
 mod error;
+mod evaluate;
 mod memory;
 pub mod metrics;
 mod optimizer;
 mod run_log;
 mod schedule;
+mod trainer;
 
 pub use arguments::{BestMetric, TrainingArguments};
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
+pub use causal_lm::Batch;
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
 pub use data::{
-    DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Message, Record, Records, generation_cases,
+    DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Record, Records, generation_cases,
     read_records, tokenize,
 };
 pub use error::TrainError;
+pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, generate_all};
 pub use memory::peak_memory;
 pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};
 pub use run_log::{EvaluationLine, RunLog, TrainingLine};
 pub use schedule::{LearningRateSchedule, SchedulerType};
+pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run};

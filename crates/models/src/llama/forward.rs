@@ -1,14 +1,27 @@
 //! The Llama family's forward pass: pre-norm blocks of rotary attention and a gated feed-forward, each site announced
 //! to whatever adapter the batch uses.
 
-use tunesmith_tensor::{Attention, CrossEntropy, Forward, Rotary, Segments, Var};
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
 
 use crate::cache::Cache;
 use crate::llama::{Llama, LlamaLayer, SiteWeight};
+use crate::model::{Model, ModelInfo};
 
-impl Llama {
-    /// Final hidden states `[tokens, hidden]`.
-    pub(crate) fn forward(&self, forward: &mut Forward<'_>, tokens: &[u32], mut cache: Option<&mut Cache>) -> Var {
+impl Model for Llama {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn base(&self, site: SiteId) -> Option<Base<'_>> {
+        self.site_base(site)
+    }
+
+    fn hidden_states(&self, forward: &mut Forward<'_>, tokens: &[u32], mut cache: Option<&mut Cache>) -> Var {
         let past: Vec<usize> = match &cache {
             Some(cache) => (0..cache.len()).map(|sequence| cache.length(sequence)).collect(),
             None => vec![0; forward.segments().len()],
@@ -36,16 +49,24 @@ impl Llama {
         forward.output(hidden)
     }
 
-    /// Logits `[rows, vocabulary]` of final hidden states; `rows` says which of them belong to which sequence.
-    pub(crate) fn head(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
+    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
         forward.linear_rows(self.lm_head.site, self.lm_head.base(), hidden, rows)
     }
 
-    /// Cross-entropy of the rows that have a target.
-    pub(crate) fn head_loss(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
+    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
         forward.cross_entropy(self.lm_head.site, self.lm_head.base(), hidden, targets)
     }
 
+    fn config_json(&self) -> &Map<String, Value> {
+        self.json()
+    }
+
+    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
+        self.named_tensors()
+    }
+}
+
+impl Llama {
     fn attention(
         &self,
         forward: &mut Forward<'_>,

@@ -2,6 +2,7 @@
 //! Llama, Mistral (sliding window), Qwen2 (query, key and value biases) and SmolLM2 differ by configuration only.
 
 mod config;
+mod forward;
 mod rope;
 mod weights;
 

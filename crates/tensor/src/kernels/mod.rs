@@ -1,9 +1,14 @@
 //! What touches the hardware: matrix products. Operations call these and never know which path runs.
 
 mod blocked;
+mod exp;
 mod plain;
+mod vectorised;
 
 use std::fmt;
+
+pub(crate) use exp::exp;
+pub(crate) use vectorised::vectorised;
 
 /// `C ← beta·C + alpha·A·B` over strided float32 views.
 pub(crate) trait Gemm: Send + Sync + fmt::Debug {

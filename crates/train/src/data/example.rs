@@ -1,9 +1,9 @@
 //! Examples: token ids and which of them are to be learned.
 
 use rayon::prelude::*;
+use tunesmith_models::ModelError;
 use tunesmith_tensor::IGNORED_TARGET;
 
-use super::chat;
 use super::encode::Encode;
 use super::options::DataOptions;
 use super::problems::Problems;
@@ -83,7 +83,7 @@ pub fn tokenize(
         let mut example = match made {
             Ok(example) => example,
             Err(problem) => {
-                problems.add(*line, problem);
+                problems.add(*line, problem.to_string());
                 continue;
             }
         };
@@ -109,7 +109,7 @@ pub fn tokenize(
     Ok(dataset)
 }
 
-fn example(record: &Record, train_on_prompt: bool, tokenizer: &dyn Encode) -> Result<Example, String> {
+fn example(record: &Record, train_on_prompt: bool, tokenizer: &dyn Encode) -> Result<Example, ModelError> {
     let mut example = Example { ids: Vec::new(), labels: Vec::new() };
     match record {
         Record::PromptCompletion { prompt, completion } => {
@@ -124,13 +124,9 @@ fn example(record: &Record, train_on_prompt: bool, tokenizer: &dyn Encode) -> Re
             }
         }
         Record::Messages(messages) => {
-            for (text, assistant) in chat::pieces(messages, tokenizer)? {
-                let ids = tokenizer.encode(&text, false)?;
-                // Generation stops at the end-of-sequence token, so what a template writes after it is not learned.
-                let end = ids.iter().rposition(|id| Some(*id) == tokenizer.eos()).map_or(ids.len(), |last| last + 1);
-                let (turn, rest) = ids.split_at(end);
-                example.push(turn, assistant || train_on_prompt);
-                example.push(rest, train_on_prompt);
+            let chat = tokenizer.encode_chat(messages)?;
+            for (id, is_assistant) in chat.ids.iter().zip(chat.is_assistant) {
+                example.push(&[*id], is_assistant || train_on_prompt);
             }
         }
     }

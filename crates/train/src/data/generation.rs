@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::chat;
+use tunesmith_models::Message;
+
 use super::encode::Encode;
 use super::problems::Problems;
 use super::records::{Record, Records};
@@ -31,7 +32,7 @@ pub fn generation_cases(records: &Records, tokenizer: &dyn Encode) -> Result<Vec
         let split = match record {
             Record::PromptCompletion { prompt, completion } => Ok((prompt.clone(), completion.clone())),
             Record::Text(_) => Err("is a text without a prompt to continue".to_owned()),
-            Record::Messages(messages) => chat::last_turn(messages, tokenizer),
+            Record::Messages(messages) => last_turn(messages, tokenizer),
         };
         let (prompt, reference) = match split {
             Ok(split) => split,
@@ -51,9 +52,17 @@ pub fn generation_cases(records: &Records, tokenizer: &dyn Encode) -> Result<Vec
                 by_prompt.insert(prompt.clone(), cases.len());
                 cases.push(GenerationCase { prompt, prompt_ids, references: vec![reference] });
             }
-            Err(problem) => problems.add(*line, problem),
+            Err(problem) => problems.add(*line, problem.to_string()),
         }
     }
     problems.into_result(&records.path)?;
     Ok(cases)
+}
+
+/// What the chat template writes before the assistant's last turn, and that turn's content.
+fn last_turn(messages: &[Message], tokenizer: &dyn Encode) -> Result<(String, String), String> {
+    let last = messages.iter().rposition(|message| message.role == "assistant");
+    let last = last.ok_or("has no turn of the assistant")?;
+    let prompt = tokenizer.render_prompt(&messages[..last]).map_err(|error| error.to_string())?;
+    Ok((prompt, messages[last].content.clone()))
 }

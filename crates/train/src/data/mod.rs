@@ -1,6 +1,5 @@
 //! Data: files of records, and the tokenised examples made of them.
 
-mod chat;
 mod encode;
 mod example;
 mod generation;
@@ -14,7 +13,7 @@ pub use example::{Dataset, Example, tokenize};
 pub use generation::{GenerationCase, generation_cases};
 pub use options::DataOptions;
 pub use problems::DataProblem;
-pub use records::{Message, Record, Records, read_records};
+pub use records::{Record, Records, read_records};
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tunesmith_models::Message;
 
 use super::options::DataOptions;
 use super::problems::Problems;
@@ -11,7 +11,7 @@ use super::rows::{Row, kind_of_value, read_rows};
 use crate::TrainError;
 
 /// One record of a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// What is given, and what is to be learned.
     PromptCompletion {
@@ -26,17 +26,8 @@ pub enum Record {
     Messages(Vec<Message>),
 }
 
-/// One turn of a conversation, as in OpenAI's API.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the chat template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
 /// The records of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Records {
     /// The file.
     pub path: PathBuf,
@@ -199,7 +190,10 @@ fn messages(name: &str, value: &Value) -> Result<Vec<Message>, String> {
             Some(other) => Err(format!("`{name}[{index}].{field}` is {}, must be a string", kind_of_value(other))),
             None => Err(format!("`{name}[{index}]` has no `{field}`")),
         };
-        Ok(Message { role: field("role")?, content: field("content")? })
+        let message = Message::new(field("role")?, field("content")?);
+        let mut other = value.as_object().cloned().unwrap_or_default();
+        other.retain(|key, _| key != "role" && key != "content");
+        Ok(Message { other, ..message })
     };
     list.iter().enumerate().map(message).collect()
 }

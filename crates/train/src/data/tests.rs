@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tunesmith_models::{EncodedChat, Message, ModelError};
 use tunesmith_tensor::IGNORED_TARGET;
 
 use super::*;
@@ -12,15 +13,15 @@ use crate::TrainError;
 const BEGIN: u32 = 1000;
 const END: u32 = 1001;
 
-/// Bytes as tokens; `<end>` is the token that ends a sequence, and templates write it, too.
-struct Bytes {
-    /// Whether the template rewrites earlier turns.
-    forgetful: bool,
-}
+/// Bytes as tokens; `<end>` is the token that ends a sequence, and the template writes it after every turn.
+struct Bytes;
 
 impl Encode for Bytes {
-    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
-        let mut ids = if add_special_tokens { vec![BEGIN] } else { Vec::new() };
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
+        if text.contains("<unknown>") {
+            return Err(ModelError::NoChatTemplate { path: "tokenizer.json".into() });
+        }
+        let mut ids = if add_special { vec![BEGIN] } else { Vec::new() };
         for (index, part) in text.split("<end>").enumerate() {
             if index > 0 {
                 ids.push(END);
@@ -34,22 +35,23 @@ impl Encode for Bytes {
         Some(END)
     }
 
-    fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
-        let mut text = String::new();
-        for (index, Message { role, content }) in messages.iter().enumerate() {
-            match self.forgetful && index + 1 < messages.len() {
-                true => text += &format!("{role}: …<end>\n"),
-                false => text += &format!("{role}: {content}<end>\n"),
+    fn encode_chat(&self, messages: &[Message]) -> Result<EncodedChat, ModelError> {
+        let mut chat = EncodedChat { ids: Vec::new(), is_assistant: Vec::new() };
+        for Message { role, content, .. } in messages {
+            let parts = [(format!("{role}: "), false), (format!("{content}<end>"), role == "assistant")];
+            for (text, is_assistant) in parts {
+                chat.ids.extend(self.encode(&text, false)?);
+                chat.is_assistant.resize(chat.ids.len(), is_assistant);
             }
         }
-        if add_generation_prompt {
-            text += "assistant: ";
-        }
-        Ok(text)
+        Ok(chat)
+    }
+
+    fn render_prompt(&self, messages: &[Message]) -> Result<String, ModelError> {
+        let turns = messages.iter().map(|message| format!("{}: {}<end>", message.role, message.content));
+        Ok(turns.chain(["assistant: ".to_owned()]).collect())
     }
 }
-
-const TOKENIZER: Bytes = Bytes { forgetful: false };
 
 fn file(name: &str, contents: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -65,7 +67,7 @@ fn records(name: &str, contents: impl AsRef<[u8]>, options: &DataOptions) -> Res
 
 fn dataset(name: &str, contents: &str, options: &DataOptions) -> Result<Dataset, TrainError> {
     let (_folder, path) = file(name, contents);
-    tokenize(&read_records(&path, options)?, options, &TOKENIZER, 100)
+    tokenize(&read_records(&path, options)?, options, &Bytes, 100)
 }
 
 /// The message, with the folder's name taken out.
@@ -134,7 +136,8 @@ fn columns_of_other_names_choose_the_kind_of_record() {
     assert_eq!(read(serde_json::json!({"prompt_column": "mr", "completion_column": "ref"})), [pair("x", "y")]);
     assert_eq!(read(serde_json::json!({"text_column": "ref"})), [Record::Text("y".to_owned())]);
     assert_eq!(read(serde_json::json!({})), [Record::Text("z".to_owned())]);
-    let turn = Message { role: "user".to_owned(), content: "u".to_owned() };
+    let mut turn = Message::new("user", "u");
+    turn.other.insert("n".to_owned(), 1.into());
     assert_eq!(read(serde_json::json!({"messages_column": "log"})), [Record::Messages(vec![turn])]);
 }
 
@@ -173,21 +176,19 @@ fn the_loss_counts_completions_texts_and_assistant_turns_unless_told_otherwise()
         .replace('\n', " ");
     assert_eq!(
         shown(&dataset("d.jsonl", &chat, &none()).unwrap().examples[0]),
-        "user: u[end]\nassistant: A[END]\nuser: v[end]\nassistant: B[END]\nuser: w[end]\n"
+        "user: u[end]assistant: A[END]user: v[end]assistant: B[END]user: w[end]"
     );
     assert_eq!(
         shown(&dataset("d.jsonl", &chat, &whole).unwrap().examples[0]),
-        "USER: U[END]\nASSISTANT: A[END]\nUSER: V[END]\nASSISTANT: B[END]\nUSER: W[END]\n"
+        "USER: U[END]ASSISTANT: A[END]USER: V[END]ASSISTANT: B[END]USER: W[END]"
     );
 }
 
 #[test]
-fn a_template_that_rewrites_earlier_turns_is_refused() {
-    let chat = r#"{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
-    let (_folder, path) = file("d.jsonl", chat);
-    let records = read_records(&path, &none()).unwrap();
-    let refused = message(tokenize(&records, &none(), &Bytes { forgetful: true }, 100));
-    assert!(refused.contains("d.jsonl:1: the chat template writes earlier turns anew"), "{refused}");
+fn what_the_tokenizer_refuses_is_named_with_its_line() {
+    let jsonl = "{\"text\": \"t\"}\n{\"text\": \"<unknown>\"}";
+    let refused = message(dataset("d.jsonl", jsonl, &none()));
+    assert!(refused.starts_with("d.jsonl has 1 record that cannot be used:\n  d.jsonl:2: "), "{refused}");
 }
 
 #[test]
@@ -343,7 +344,7 @@ fn options_that_contradict_each_other_are_all_reported() {
 fn equal_prompts_are_one_case_with_all_their_references() {
     let csv = "prompt,completion\na,1\nb,2\na,3\n";
     let (_folder, path) = file("d.csv", csv);
-    let cases = generation_cases(&read_records(&path, &none()).unwrap(), &TOKENIZER).unwrap();
+    let cases = generation_cases(&read_records(&path, &none()).unwrap(), &Bytes).unwrap();
     let case = |prompt: &str, references: &[&str]| GenerationCase {
         prompt: prompt.to_owned(),
         prompt_ids: vec![BEGIN, u32::from(prompt.as_bytes()[0])],
@@ -353,12 +354,12 @@ fn equal_prompts_are_one_case_with_all_their_references() {
 
     let chat = r#"{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}"#;
     let (_folder, path) = file("d.jsonl", chat);
-    let cases = generation_cases(&read_records(&path, &none()).unwrap(), &TOKENIZER).unwrap();
-    assert_eq!((cases[0].prompt.as_str(), cases[0].references[0].as_str()), ("user: u<end>\nassistant: ", "a"));
+    let cases = generation_cases(&read_records(&path, &none()).unwrap(), &Bytes).unwrap();
+    assert_eq!((cases[0].prompt.as_str(), cases[0].references[0].as_str()), ("user: u<end>assistant: ", "a"));
     assert_eq!(cases[0].prompt_ids[0], u32::from(b'u'));
 
     let (_folder, path) = file("d.jsonl", "{\"text\": \"t\"}");
-    let refused = message(generation_cases(&read_records(&path, &none()).unwrap(), &TOKENIZER));
+    let refused = message(generation_cases(&read_records(&path, &none()).unwrap(), &Bytes));
     assert!(refused.contains("d.jsonl:1: is a text without a prompt to continue"));
 }
 

@@ -1,0 +1,89 @@
+//! Trained biases beside a method's own tensors: the `bias` key.
+
+use tunesmith_tensor::{Affine, Base, FrozenWeight, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner};
+
+use crate::build::{Tuners, parameter_name};
+use crate::config::{Bias, Purpose};
+use crate::{MethodError, ModelDescription};
+
+/// Trains the bias of one weight site and leaves its weight alone.
+#[derive(Debug)]
+pub struct BiasTuner {
+    /// `[1, out]`.
+    bias: Parameter,
+}
+
+impl BiasTuner {
+    /// A tuner that starts from `bias` `[1, out]`, the site's own.
+    pub fn new(site: &Site, bias: &FrozenWeight) -> Self {
+        Self { bias: Parameter::new(parameter_name(&site.path, "bias"), bias.to_matrix()) }
+    }
+}
+
+impl Trainable for BiasTuner {
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.bias]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.bias]
+    }
+}
+
+impl WeightTuner for BiasTuner {
+    fn tuned(&self, tape: &mut Tape, base: Base<'_>) -> Tuned {
+        let weight = tape.constant(base.weight.to_matrix());
+        Tuned { weight, bias: Some(tape.parameter(&self.bias)) }
+    }
+
+    fn affine(&self, tape: &mut Tape, _base: Base<'_>, _x: &Var) -> Affine {
+        Affine { base: true, terms: Vec::new(), bias: Some(tape.parameter(&self.bias)) }
+    }
+}
+
+/// Which biases are asked for, and the sites that train theirs by other tuners.
+pub(crate) struct Biases<'a> {
+    pub(crate) bias: Bias,
+    pub(crate) targeted: &'a [SiteId],
+    pub(crate) saved: &'a [SiteId],
+}
+
+/// The sites that need a [`BiasTuner`]. In training it is an error if no bias at all would be trained.
+pub(crate) fn sites(
+    biases: &Biases<'_>,
+    model: &ModelDescription<'_>,
+    purpose: Purpose,
+) -> Result<Vec<SiteId>, MethodError> {
+    let with_bias: Vec<SiteId> = model.weight_sites().filter(|(_, site)| site.has_bias).map(|(id, _)| id).collect();
+    let (wanted, whose): (Vec<SiteId>, _) = match biases.bias {
+        Bias::None => return Ok(Vec::new()),
+        Bias::All => (with_bias.clone(), format!("this {} model has", model.model_type)),
+        Bias::LoraOnly => {
+            let targeted = biases.targeted.iter().filter(|site| with_bias.contains(site));
+            (targeted.copied().collect(), "the targeted modules have".to_owned())
+        }
+    };
+    if wanted.is_empty() && purpose == Purpose::Training {
+        let instead = if with_bias.is_empty() {
+            "Leave bias at none; to train norms too, name them in modules_to_save".to_owned()
+        } else {
+            let paths: Vec<&str> = with_bias.iter().take(3).map(|site| model.sites[site.0].path.as_str()).collect();
+            format!("Use bias: all, or target modules that have one, such as {}", paths.join(", "))
+        };
+        return Err(MethodError::NoBias { bias: biases.bias.name(), whose, instead });
+    }
+    Ok(wanted.into_iter().filter(|site| !biases.targeted.contains(site) && !biases.saved.contains(site)).collect())
+}
+
+pub(crate) fn add_tuners(
+    tuners: &mut Tuners,
+    sites: &[SiteId],
+    model: &ModelDescription<'_>,
+) -> Result<(), MethodError> {
+    for id in sites {
+        if let Some(bias) = model.base(*id)?.bias {
+            tuners.insert(*id, Box::new(BiasTuner::new(&model.sites[id.0], bias)));
+        }
+    }
+    Ok(())
+}

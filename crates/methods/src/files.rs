@@ -1,0 +1,257 @@
+//! Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, View};
+use tunesmith_tensor::{Adapter, Matrix, Seed};
+
+use crate::build::{base_tensor, build_for, tensor_shape};
+use crate::config::{Bias, Purpose};
+use crate::error::{Misshapen, TensorProblems};
+use crate::lora::differs_in_rank_only;
+use crate::{BuiltAdapter, MethodConfig, MethodError, ModelDescription};
+
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// Writes an adapter into `folder`, which is made if it is not there. Each file is written beside and then renamed, so
+/// that an earlier adapter in the folder outlives a failure.
+///
+/// # Errors
+/// [`MethodError::Io`].
+pub fn save_adapter(
+    folder: &Path,
+    config: &MethodConfig,
+    adapter: &Adapter,
+    model: &ModelDescription<'_>,
+) -> Result<(), MethodError> {
+    let tensors = adapter.parameters().into_iter().map(|parameter| {
+        let shape = tensor_shape(parameter.name(), parameter.value(), model);
+        (parameter.name(), Float32 { shape, value: parameter.value() })
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let weights = safetensors::serialize(tensors, Some(metadata))
+        .map_err(|source| io_error("write", &folder.join(WEIGHTS_FILE))(io::Error::other(source)))?;
+    fs::create_dir_all(folder).map_err(io_error("write", folder))?;
+    replace(&folder.join(WEIGHTS_FILE), &weights)?;
+    replace(&folder.join(CONFIG_FILE), config.to_adapter_config().as_bytes())
+}
+
+/// Reads an adapter for `model` from a folder. Every tensor that the configuration asks for must be there, and no other.
+///
+/// # Errors
+/// Any [`MethodError`] about the folder, the configuration, or tensors that do not fit it or the model.
+pub fn load_adapter(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
+    let (config, mut warnings) = load_config(folder)?;
+    let file = folder.join(WEIGHTS_FILE);
+    if !file.exists() {
+        let pickle = folder.join(PICKLE_FILE);
+        let is_pickled = pickle.exists();
+        return Err(if is_pickled {
+            MethodError::PickledWeights { file: pickle }
+        } else {
+            MethodError::NoWeights { folder: folder.to_owned() }
+        });
+    }
+    // What the tensors start from does not matter: every one of them is read.
+    let mut built =
+        build_for(&config, model, Seed(0), Purpose::Loading).map_err(|source| MethodError::AnotherModel {
+            folder: folder.to_owned(),
+            made_for: config.common().base_model_name_or_path.clone(),
+            source: Box::new(source),
+        })?;
+    let bytes = fs::read(&file).map_err(io_error("read", &file))?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|source| MethodError::DamagedWeights { file: file.clone(), source })?;
+    let (values, forgotten) = read_tensors(&file, &tensors, &built, model)?;
+    for parameter in built.adapter.parameters_mut() {
+        if let Some(values) = values.get(parameter.name()) {
+            parameter.value_mut().data_mut().copy_from_slice(values);
+        }
+    }
+    if forgotten {
+        warnings.push(format!(
+            "{} has no biases although they were trained (bias: lora_only): PEFT before 0.21 did not save them. The \
+             biases of the base model are used",
+            file.display()
+        ));
+    }
+    warnings.append(&mut built.warnings);
+    // The file's own words, so that it is written back as it was.
+    Ok(BuiltAdapter { config, warnings, ..built })
+}
+
+/// Reads the configuration of the adapter in a folder, and warnings.
+///
+/// # Errors
+/// Any [`MethodError`] about the folder or the configuration.
+pub fn load_config(folder: &Path) -> Result<(MethodConfig, Vec<String>), MethodError> {
+    let file = folder.join(CONFIG_FILE);
+    let text = fs::read(&file).map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound && folder.is_dir() {
+            MethodError::NoAdapter { folder: folder.to_owned(), nested: nested_adapters(folder) }
+        } else {
+            io_error("read", &file)(error)
+        }
+    })?;
+    let value = serde_json::from_slice(&text).map_err(|source| MethodError::Json { path: file.clone(), source })?;
+    MethodConfig::from_adapter_config(&value, &file.display().to_string())
+}
+
+/// Names of the folders in `folder` that hold an adapter.
+fn nested_adapters(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let adapters = entries.filter(|entry| entry.path().join(CONFIG_FILE).is_file());
+    let mut names: Vec<String> = adapters.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The values of every tensor of the adapter, by name; and whether trained biases were never saved.
+fn read_tensors(
+    file: &Path,
+    tensors: &SafeTensors<'_>,
+    built: &BuiltAdapter,
+    model: &ModelDescription<'_>,
+) -> Result<(BTreeMap<String, Vec<f32>>, bool), MethodError> {
+    let mut expected: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for parameter in built.adapter.parameters() {
+        expected.insert(parameter.name(), tensor_shape(parameter.name(), parameter.value(), model));
+    }
+    let mut problems = TensorProblems {
+        file: file.to_owned(),
+        model_type: model.model_type.to_owned(),
+        model: model.name_or_path.map(str::to_owned),
+        made_for: built.config.common().base_model_name_or_path.clone(),
+        missing: Vec::new(),
+        unexpected: Vec::new(),
+        misshapen: Vec::new(),
+        unreadable: Vec::new(),
+    };
+    let mut values = BTreeMap::new();
+    let views: BTreeMap<String, TensorView<'_>> = tensors.tensors().into_iter().collect();
+    for (name, view) in &views {
+        let Some(shape) = expected.remove(name.as_str()) else {
+            problems.unexpected.extend(unexpected(name, view, model));
+            continue;
+        };
+        if view.shape() != shape {
+            let rank_only = differs_in_rank_only(name, view.shape(), &shape);
+            let found = view.shape().to_vec();
+            problems.misshapen.push(Misshapen { name: name.clone(), found, expected: shape, rank_only });
+        } else if let Some(read) = float32(view) {
+            values.insert(name.clone(), read);
+        } else {
+            problems.unreadable.push(format!("{name} ({})", view.dtype()));
+        }
+    }
+    let MethodConfig::Lora(config) = &built.config;
+    let is_bias = |name: &str| name.ends_with(".base_layer.bias");
+    let forgotten = config.bias == Bias::LoraOnly
+        && expected.keys().any(|name| is_bias(name))
+        && !views.keys().any(|name| is_bias(name));
+    if forgotten {
+        expected.retain(|name, _| !is_bias(name));
+    }
+    problems.missing = expected.into_keys().map(str::to_owned).collect();
+    if problems.is_empty() { Ok((values, forgotten)) } else { Err(MethodError::Tensors(Box::new(problems))) }
+}
+
+/// What is wrong with a tensor that the adapter does not ask for; `None` for what PEFT saves beside it: embeddings as
+/// they are in the base, and with `bias: all` the biases of `modules_to_save` under two more names.
+fn unexpected(name: &str, view: &TensorView<'_>, model: &ModelDescription<'_>) -> Option<String> {
+    if [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| name.ends_with(end)) {
+        return None;
+    }
+    let stranger = Some(name.to_owned());
+    let Some((path, "weight")) = base_tensor(name) else { return stranger };
+    let Some((site, _)) = model.weight_sites().find(|(_, site)| site.path == path) else { return stranger };
+    let Ok(base) = model.base(site) else { return stranger };
+    let frozen = base.weight.to_matrix();
+    if view.shape() == [frozen.rows(), frozen.cols()] && is_same(view, &frozen) {
+        return None;
+    }
+    Some(format!("{name} (a weight of the base model that was changed or resized; name it in modules_to_save)"))
+}
+
+/// Whether a tensor holds the values of `frozen`, as far as its type can.
+fn is_same(view: &TensorView<'_>, frozen: &Matrix) -> bool {
+    let rounded = |value: f32| match view.dtype() {
+        Dtype::F16 => f16::from_f32(value).to_f32(),
+        Dtype::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    };
+    float32(view).is_some_and(|values| values.iter().zip(frozen.data()).all(|(value, base)| *value == rounded(*base)))
+}
+
+/// The values of a tensor as float32; `None` if it is of a type that adapters are not saved in.
+fn float32(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    let pairs = || data.as_chunks().0.iter().copied();
+    match view.dtype() {
+        Dtype::F32 => Some(data.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect()),
+        Dtype::F16 => Some(pairs().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect()),
+        Dtype::BF16 => Some(pairs().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+/// A trainable tensor on its way into a file.
+struct Float32<'a> {
+    shape: Vec<usize>,
+    value: &'a Matrix,
+}
+
+impl View for Float32<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.value.data().iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.value.data())
+    }
+}
+
+/// Puts a file with `bytes` at `path` in one step, durable before it can be seen.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), MethodError> {
+    let beside = path.with_added_extension("partial");
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        sync_folder(path)
+    };
+    write().map_err(|source| {
+        // The first error is the one to report; what is left beside is of no use.
+        let _ = fs::remove_file(&beside);
+        io_error("write", path)(source)
+    })
+}
+
+/// Makes the renaming of `path` durable, where folders can be opened.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) if cfg!(unix) && !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> MethodError {
+    move |source| MethodError::Io { action, path: path.to_owned(), source }
+}

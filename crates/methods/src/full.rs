@@ -1,0 +1,93 @@
+//! Full copies of modules that are trained as they are: `modules_to_save`.
+
+use std::collections::BTreeSet;
+
+use tunesmith_tensor::{Base, Parameter, Site, SiteId, Tape, Trainable, Tuned, WeightTuner};
+
+use crate::build::{Tuners, parameter_name};
+use crate::config::Purpose;
+use crate::target::check_entries;
+use crate::{MethodError, ModelDescription};
+
+/// Trains a copy of a linear layer, an embedding or a norm in the place of the frozen one.
+#[derive(Debug)]
+pub struct FullTuner {
+    /// `[out, in]`.
+    weight: Parameter,
+    /// `[1, out]`.
+    bias: Option<Parameter>,
+}
+
+impl FullTuner {
+    /// A copy of the weight and bias of `site`.
+    pub fn new(site: &Site, base: Base<'_>) -> Self {
+        let parameter = |suffix, value| Parameter::new(parameter_name(&site.path, suffix), value);
+        let bias = base.bias.map(|bias| parameter("bias", bias.to_matrix()));
+        Self { weight: parameter("weight", base.weight.to_matrix()), bias }
+    }
+}
+
+impl Trainable for FullTuner {
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.bias.iter().chain([&self.weight]).collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.bias.iter_mut().chain([&mut self.weight]).collect()
+    }
+}
+
+impl WeightTuner for FullTuner {
+    fn tuned(&self, tape: &mut Tape, _base: Base<'_>) -> Tuned {
+        let weight = tape.parameter(&self.weight);
+        Tuned { weight, bias: self.bias.as_ref().map(|bias| tape.parameter(bias)) }
+    }
+}
+
+/// The weight sites of the modules that `entries` mean: those whose name ends with an entry, dot or not, as in PEFT.
+/// None of them may be among `targeted`.
+pub(crate) fn sites_to_save(
+    entries: &[String],
+    targeted: &[SiteId],
+    model: &ModelDescription<'_>,
+    purpose: Purpose,
+) -> Result<Vec<SiteId>, MethodError> {
+    if purpose == Purpose::Training {
+        check_entries("modules_to_save", entries, model, |entry, module| module.ends_with(entry))?;
+    }
+    let modules = model.modules();
+    let saved: BTreeSet<&str> =
+        modules.iter().filter(|module| entries.iter().any(|entry| module.ends_with(entry))).copied().collect();
+    let lists: Vec<String> =
+        saved.iter().filter(|module| is_list(module, &modules)).map(|module| (*module).to_owned()).collect();
+    if !lists.is_empty() {
+        return Err(MethodError::SavedList { modules: lists });
+    }
+    let is_saved = |path: &str| {
+        let outer = path.match_indices('.').map(|(dot, _)| &path[..dot]);
+        outer.chain([path]).any(|module| saved.contains(module))
+    };
+    let sites: Vec<SiteId> = model.weight_sites().filter(|(_, site)| is_saved(&site.path)).map(|(id, _)| id).collect();
+    let both = sites.iter().filter(|site| targeted.contains(site));
+    let both: Vec<String> = both.map(|site| model.sites[site.0].path.clone()).collect();
+    if both.is_empty() { Ok(sites) } else { Err(MethodError::TargetedAndSaved { modules: both }) }
+}
+
+/// Whether a module is a list: all modules in it have numbers for names.
+fn is_list(module: &str, modules: &BTreeSet<&str>) -> bool {
+    let prefix = format!("{module}.");
+    let mut inner = modules.iter().filter_map(|name| name.strip_prefix(&prefix)).peekable();
+    let is_number = |name: &str| name.split('.').next().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    inner.peek().is_some() && inner.all(is_number)
+}
+
+pub(crate) fn add_tuners(
+    tuners: &mut Tuners,
+    sites: &[SiteId],
+    model: &ModelDescription<'_>,
+) -> Result<(), MethodError> {
+    for id in sites {
+        tuners.insert(*id, Box::new(FullTuner::new(&model.sites[id.0], model.base(*id)?)));
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! LoRA+ (Hayou et al. 2024, <https://arxiv.org/abs/2402.12354>): `B` learns faster than `A`,
+//! `η_B = ratio·η_A`. An option of the optimiser, not of the adapter: nothing of it is saved.
+
+use serde::{Deserialize, Serialize};
+use tunesmith_tensor::Parameter;
+
+use crate::ModelDescription;
+use crate::build::is_vector;
+
+/// The options of PEFT's `create_loraplus_optimizer`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraPlus {
+    /// Learning rate of `B` as a multiple of that of `A`; at least 1 makes sense, the paper takes 16.
+    pub loraplus_lr_ratio: f64,
+    /// Weight decay, in place of the optimiser's own.
+    #[serde(default)]
+    pub loraplus_weight_decay: f64,
+}
+
+impl LoraPlus {
+    /// The factor on the learning rate of a parameter: the ratio for `B`, for biases and for the weights of norms; 1
+    /// for the others.
+    pub fn learning_rate_scale(&self, parameter: &Parameter, model: &ModelDescription<'_>) -> f64 {
+        let is_fast = parameter.name().contains("lora_B") || is_vector(parameter.name(), model);
+        if is_fast { self.loraplus_lr_ratio } else { 1.0 }
+    }
+
+    /// The weight decay of a parameter: none for biases and for the weights of norms.
+    pub fn weight_decay(&self, parameter: &Parameter, model: &ModelDescription<'_>) -> f64 {
+        if is_vector(parameter.name(), model) { 0.0 } else { self.loraplus_weight_decay }
+    }
+}

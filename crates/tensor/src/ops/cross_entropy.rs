@@ -1,0 +1,256 @@
+//! A projection onto the vocabulary and its cross-entropy in one, in chunks of rows: `[tokens, vocabulary]` is never
+//! stored, and rows without a label never meet the vocabulary.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::kernels::{Parallelism, View, ViewMut, exp, vectorised};
+use crate::ops::linear::add_frozen_row;
+use crate::projection::Projection;
+use crate::tape::{Backward, Flow, NodeId};
+use crate::{Matrix, Tape, Var, Workspace};
+
+/// The target of a row that has no label.
+pub const IGNORED_TARGET: u32 = u32::MAX;
+
+/// Rows whose logits exist at one time. Fewer rows would read the vocabulary's weight more often than it pays.
+const CHUNK: usize = 256;
+
+/// Partial sums of a row, so that it vectorises.
+const LANES: usize = 16;
+
+/// The outcome of a projection with cross-entropy.
+#[derive(Clone, Debug)]
+pub struct CrossEntropy {
+    /// `[1, 1]`: the sum over rows of `−log softmax(logits)[target]`.
+    pub sum: Var,
+    /// The terms of that sum, row by row.
+    pub per_row: Vec<f32>,
+}
+
+impl Tape {
+    /// `Σ −log softmax(logits)[target]` for `logits = projection`, one target a row. The gradients of the inputs are
+    /// computed on the way forward, while a chunk's logits exist, and only scaled on the way back:
+    /// `dlogits = softmax(logits) − onehot(target)`.
+    ///
+    /// # Panics
+    /// If there is not one target a row, or a target is outside the vocabulary.
+    pub fn cross_entropy(&mut self, projection: &Projection, targets: &[u32]) -> CrossEntropy {
+        assert_eq!(projection.rows(), targets.len(), "there is a target for each row");
+        let workspace = self.workspace().clone();
+        let mut parts = projection.parts(&workspace);
+        let mut per_row = vec![0.0; targets.len()];
+        let needs_gradient = parts.iter().any(|part| part.node.is_some());
+        for start in (0..targets.len()).step_by(CHUNK) {
+            let rows = start..targets.len().min(start + CHUNK);
+            let mut logits = projection.chunk(&workspace, rows.clone());
+            softmax(&mut logits, &targets[rows.clone()], &mut per_row[rows.clone()], needs_gradient);
+            if needs_gradient {
+                projection.chunk_gradients(&workspace, rows, &logits, &mut parts);
+            }
+        }
+        let sum: f64 = per_row.iter().map(|value| f64::from(*value)).sum();
+        let nodes: Vec<_> = parts.iter().map(|part| part.node).collect();
+        let sum = self.output(Matrix::from_vec(1, 1, vec![sum as f32]), &nodes, || CrossEntropyBackward { parts });
+        CrossEntropy { sum, per_row }
+    }
+}
+
+/// An input of a projection and its gradient, accumulated chunk by chunk.
+pub(crate) struct Part {
+    pub(crate) node: Option<NodeId>,
+    pub(crate) gradient: Matrix,
+}
+
+struct CrossEntropyBackward {
+    parts: Vec<Part>,
+}
+
+impl Backward for CrossEntropyBackward {
+    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+        let scale = gradient.data()[0];
+        for Part { node, mut gradient } in self.parts {
+            gradient.data_mut().iter_mut().for_each(|value| *value *= scale);
+            flow.add(node, gradient);
+        }
+    }
+}
+
+/// Writes each row's `−log softmax[target]` and, if `differentiate`, turns the logits into `softmax − onehot(target)`.
+fn softmax(logits: &mut Matrix, targets: &[u32], losses: &mut [f32], differentiate: bool) {
+    let cols = logits.cols();
+    logits.data_mut().par_chunks_exact_mut(cols).zip(targets).zip(losses).for_each(|((row, target), loss)| {
+        let target = *target as usize;
+        assert!(target < cols, "target {target} is outside the vocabulary of {cols}");
+        *loss = vectorised(|| softmax_row(row, target, differentiate));
+    });
+}
+
+#[inline(always)]
+fn softmax_row(row: &mut [f32], target: usize, differentiate: bool) -> f32 {
+    let target_logit = row[target];
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for (place, value) in row.iter().enumerate() {
+        let lane = &mut largest[place % LANES];
+        *lane = if *value > *lane { *value } else { *lane };
+    }
+    let max = largest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut lanes = [0.0f32; LANES];
+    let mut chunks = row.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *value = exp(*value - max);
+            *lane += *value;
+        }
+    }
+    let mut total: f64 = lanes.iter().map(|lane| f64::from(*lane)).sum();
+    for value in chunks.into_remainder() {
+        *value = exp(*value - max);
+        total += f64::from(*value);
+    }
+    if differentiate {
+        let scale = (1.0 / total) as f32;
+        row.iter_mut().for_each(|value| *value *= scale);
+        row[target] -= 1.0;
+    }
+    (total.ln() - f64::from(target_logit - max)) as f32
+}
+
+impl Projection {
+    /// The inputs that a gradient may flow to, in a fixed order: the base's input, then each term's input and weight,
+    /// then each bias.
+    fn parts(&self, workspace: &Workspace) -> Vec<Part> {
+        let inputs = self.base.iter().map(|base| &base.input);
+        let terms = self.terms.iter().flat_map(|(_, term)| [&term.input, &term.weight]);
+        let biases = self.biases.iter().map(|(_, bias)| bias);
+        let zeros = |var: &Var| {
+            let (rows, cols) = if var.needs_gradient() { var.value().shape() } else { (0, 0) };
+            Part { node: var.node(), gradient: Matrix::zeros_in(workspace, rows, cols) }
+        };
+        inputs.chain(terms).chain(biases).map(zeros).collect()
+    }
+
+    /// The projection of rows `rows` alone.
+    fn chunk(&self, workspace: &Workspace, rows: Range<usize>) -> Matrix {
+        let cols = self.cols();
+        let mut y = Matrix::uninitialised(workspace, rows.len(), cols);
+        match &self.base {
+            Some(base) => {
+                let x = view_of_rows(base.input.value(), &rows);
+                base.weight.forward(workspace, ViewMut::of(&mut y), 0.0, 1.0, x);
+                if let Some(bias) = &base.bias {
+                    add_frozen_row(&mut y, bias);
+                }
+            }
+            None => y.data_mut().fill(0.0),
+        }
+        for (term_rows, term) in &self.terms {
+            let Some((inside, own)) = overlap(term_rows, &rows) else { continue };
+            let x = view_of_rows(term.input.value(), &own);
+            let weight = View::of(term.weight.value()).transposed();
+            let y = view_of_rows_mut(&mut y, &inside);
+            workspace.kernels().gemm(y, 1.0, term.scale, x, weight, Parallelism::Pool);
+        }
+        for (bias_rows, bias) in &self.biases {
+            let Some((inside, _)) = overlap(bias_rows, &rows) else { continue };
+            for row in y.data_mut()[inside.start * cols..inside.end * cols].chunks_exact_mut(cols) {
+                row.iter_mut().zip(bias.value().data()).for_each(|(out, bias)| *out += bias);
+            }
+        }
+        y
+    }
+
+    /// Adds what rows `rows`, whose logits have the gradient `dy`, contribute to the gradients of `parts`.
+    fn chunk_gradients(&self, workspace: &Workspace, rows: Range<usize>, dy: &Matrix, parts: &mut [Part]) {
+        let mut parts = parts.iter_mut();
+        let mut next = || parts.next().expect("parts list every input in this order");
+        if let Some(base) = &self.base {
+            let dx = next();
+            if dx.node.is_some() {
+                let dx = view_of_rows_mut(&mut dx.gradient, &rows);
+                base.weight.input_gradient(workspace, dx, 0.0, 1.0, View::of(dy));
+            }
+        }
+        for (term_rows, term) in &self.terms {
+            let (dx, dw) = (next(), next());
+            let Some((inside, own)) = overlap(term_rows, &rows) else { continue };
+            let dy = view_of_rows(dy, &inside);
+            if dx.node.is_some() {
+                let dx = view_of_rows_mut(&mut dx.gradient, &own);
+                workspace.kernels().gemm(dx, 0.0, term.scale, dy, View::of(term.weight.value()), Parallelism::Pool);
+            }
+            if dw.node.is_some() {
+                let x = view_of_rows(term.input.value(), &own);
+                let dw = ViewMut::of(&mut dw.gradient);
+                workspace.kernels().gemm(dw, 1.0, term.scale, dy.transposed(), x, Parallelism::Pool);
+            }
+        }
+        for (bias_rows, _) in &self.biases {
+            let bias = next();
+            let Some((inside, _)) = overlap(bias_rows, &rows) else { continue };
+            if bias.node.is_some() {
+                for row in inside {
+                    bias.gradient.data_mut().iter_mut().zip(dy.row(row)).for_each(|(sum, value)| *sum += value);
+                }
+            }
+        }
+    }
+}
+
+/// Where `part` meets `chunk`: the rows counted within the chunk, and the same rows counted within the part.
+fn overlap(part: &Range<usize>, chunk: &Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
+    let (start, end) = (part.start.max(chunk.start), part.end.min(chunk.end));
+    (start < end).then(|| (start - chunk.start..end - chunk.start, start - part.start..end - part.start))
+}
+
+fn view_of_rows<'a>(matrix: &'a Matrix, rows: &Range<usize>) -> View<'a> {
+    let cols = matrix.cols();
+    View::rows_of(&matrix.data()[rows.start * cols..rows.end * cols], rows.len(), cols, cols)
+}
+
+fn view_of_rows_mut<'a>(matrix: &'a mut Matrix, rows: &Range<usize>) -> ViewMut<'a> {
+    let cols = matrix.cols();
+    ViewMut::rows_of(&mut matrix.data_mut()[rows.start * cols..rows.end * cols], rows.len(), cols, cols)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::finite_differences::{check_scaled, random};
+    use crate::{Base, FrozenWeight, Term};
+
+    #[test]
+    fn equals_its_definition() {
+        let mut tape = Tape::evaluating(&Workspace::new());
+        let x = tape.constant(random(3, 4, 0));
+        let weight = FrozenWeight::float32(random(21, 4, 1));
+        let projection = Projection::frozen(&x, Base { weight: &weight, bias: None });
+        let logits = tape.project(projection.clone());
+        let targets = [7, 0, 20];
+        let entropy = tape.cross_entropy(&projection, &targets);
+        for (row, target) in targets.iter().enumerate() {
+            let row_logits = logits.value().row(row);
+            let total: f64 = row_logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let expected = total.ln() - f64::from(row_logits[*target as usize]);
+            assert!((f64::from(entropy.per_row[row]) - expected).abs() < 1e-6);
+        }
+        let sum: f32 = entropy.per_row.iter().sum();
+        assert!((entropy.sum.value().data()[0] - sum).abs() < 1e-5);
+    }
+
+    #[test]
+    fn gradients_over_several_chunks_and_terms() {
+        let rows = CHUNK + 9;
+        let targets: Vec<u32> = (0..rows as u32).map(|row| row % 5).collect();
+        let weight = FrozenWeight::float32(random(5, 3, 1));
+        let inputs = [random(rows, 3, 2), random(rows - 10, 2, 3), random(5, 2, 4), random(1, 5, 5)];
+        check_scaled(&inputs, 1.0 / rows as f32, |tape, inputs| {
+            let mut projection = Projection::frozen(&inputs[0], Base { weight: &weight, bias: None });
+            let term = Term { input: inputs[1].clone(), weight: inputs[2].clone(), scale: 0.7 };
+            projection.terms.push((4..rows - 6, term));
+            projection.biases.push((2..rows, inputs[3].clone()));
+            tape.cross_entropy(&projection, &targets).sum
+        });
+    }
+}

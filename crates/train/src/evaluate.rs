@@ -1,0 +1,133 @@
+//! Evaluation: the loss over a data set, and BLEU over generations.
+
+use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
+use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
+
+use crate::causal_lm::Batch;
+use crate::metrics::corpus_bleu;
+use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError};
+
+/// Prompts that are continued together.
+const GENERATION_BATCH: usize = 32;
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean cross-entropy of a labelled token, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Labelled tokens.
+    pub tokens: usize,
+    /// Corpus BLEU (sacrebleu's default), 0 to 100, where generations were asked for.
+    pub bleu: Option<f64>,
+}
+
+/// A held-out set: examples for the loss and perhaps prompts for generations.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    /// Tokenised examples.
+    pub examples: Vec<Example>,
+    /// What to generate, for BLEU.
+    pub generation: Option<GenerationTask>,
+}
+
+/// Prompts with their references.
+#[derive(Clone, Debug)]
+pub struct GenerationTask {
+    /// Prompts, each with at least one reference.
+    pub cases: Vec<GenerationCase>,
+    /// How to continue them.
+    pub options: GenerationOptions,
+}
+
+impl GenerationTask {
+    /// Continues every prompt and scores the texts against the references. `on_done(n)` says how many are done.
+    ///
+    /// # Errors
+    /// [`TrainError::References`].
+    pub fn bleu(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        on_done: impl FnMut(usize),
+    ) -> Result<(f64, Vec<String>), TrainError> {
+        let prompts: Vec<Vec<u32>> = self.cases.iter().map(|case| case.prompt_ids.clone()).collect();
+        let texts = generate_all(model, tokenizer, adapter, workspace, &prompts, &self.options, on_done);
+        let references: Vec<Vec<String>> = self.cases.iter().map(|case| case.references.clone()).collect();
+        Ok((corpus_bleu(&texts, &references)?.score, texts))
+    }
+}
+
+/// The mean loss over `examples`, in batches within `limit`.
+///
+/// # Errors
+/// [`TrainError::ExceedsBudget`] if an example exceeds the limit.
+pub fn evaluate_loss(
+    model: &dyn Model,
+    adapter: Option<&Adapter>,
+    workspace: &Workspace,
+    examples: &[Example],
+    limit: BatchLimit,
+) -> Result<Evaluation, TrainError> {
+    let lengths = examples.iter().map(|example| example.ids.len()).collect();
+    let plan = BatchPlan::new(lengths, limit, SamplingStrategy::Sequential, Seed(0))?;
+    let (mut sum, mut tokens) = (0.0, 0);
+    for batch in plan.epoch(0) {
+        let batch = Batch::new(batch.iter().map(|index| &examples[*index]));
+        let mut tape = Tape::evaluating(workspace);
+        let entropy = batch.cross_entropy(&mut tape, model, adapter);
+        sum += entropy.per_row.iter().map(|value| f64::from(*value)).sum::<f64>();
+        tokens += entropy.per_row.len();
+    }
+    let loss = sum / tokens.max(1) as f64;
+    Ok(Evaluation { loss, perplexity: loss.exp(), tokens, bleu: None })
+}
+
+/// Continues every prompt and returns the texts, in the prompts' order. Prompts of similar length run together.
+pub fn generate_all(
+    model: &dyn Model,
+    tokenizer: &TextTokenizer,
+    adapter: Option<&Adapter>,
+    workspace: &Workspace,
+    prompts: &[Vec<u32>],
+    options: &GenerationOptions,
+    mut on_done: impl FnMut(usize),
+) -> Vec<String> {
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|index| prompts[*index].len());
+    let mut texts = vec![String::new(); prompts.len()];
+    for (done, batch) in order.chunks(GENERATION_BATCH).enumerate() {
+        let inputs: Vec<Vec<u32>> = batch.iter().map(|index| prompts[*index].clone()).collect();
+        let adapters = vec![adapter; inputs.len()];
+        let generated = generate(model, tokenizer, workspace, &inputs, &adapters, options, |_, _| {});
+        for (index, generated) in batch.iter().zip(generated) {
+            texts[*index] = generated.text.trim().to_owned();
+        }
+        on_done((done * GENERATION_BATCH + batch.len()).min(prompts.len()));
+    }
+    texts
+}
+
+impl Validation {
+    /// Loss, perplexity and, where asked for, BLEU.
+    ///
+    /// # Errors
+    /// [`TrainError::ExceedsBudget`], [`TrainError::References`].
+    pub fn evaluate(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        limit: BatchLimit,
+    ) -> Result<Evaluation, TrainError> {
+        let mut evaluation = evaluate_loss(model, adapter, workspace, &self.examples, limit)?;
+        if let Some(task) = &self.generation {
+            evaluation.bleu = Some(task.bleu(model, tokenizer, adapter, workspace, |_| {})?.0);
+        }
+        Ok(evaluation)
+    }
+}
