@@ -38,9 +38,12 @@ const METHODS: &[Method] = &[Method {
 
 struct Method {
     peft_type: &'static str,
-    read: fn(&Map<String, Value>, Purpose, &mut Vec<ConfigProblem>) -> Option<MethodConfig>,
+    read: Read,
     keys: fn() -> Vec<String>,
 }
+
+/// Reads known keys into a configuration, and adds what is wrong with them to the problems.
+type Read = fn(&Map<String, Value>, Purpose, &mut Vec<ConfigProblem>) -> Option<MethodConfig>;
 
 /// What a configuration is for. Training asks for more: nothing may be ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -114,15 +114,18 @@ fn a_new_adapter_starts_as_the_base_and_names_it() {
     });
 }
 
+/// The bytes of a value in half precision, and the value they stand for.
+type Narrow = fn(f32) -> ([u8; 2], f32);
+
 #[test]
 fn half_precision_files_are_read() {
     let model = Model::of_fixtures("llama");
     let source = fixture("llama").join("lora");
     let bytes = fs::read(source.join("adapter_model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let to_f16 = |value: f32| (f16::from_f32(value).to_le_bytes(), f16::from_f32(value).to_f32());
-    let to_bf16 = |value: f32| (bf16::from_f32(value).to_le_bytes(), bf16::from_f32(value).to_f32());
-    let cases: [(Dtype, &dyn Fn(f32) -> ([u8; 2], f32)); 2] = [(Dtype::F16, &to_f16), (Dtype::BF16, &to_bf16)];
+    let to_f16: Narrow = |value| (f16::from_f32(value).to_le_bytes(), f16::from_f32(value).to_f32());
+    let to_bf16: Narrow = |value| (bf16::from_f32(value).to_le_bytes(), bf16::from_f32(value).to_f32());
+    let cases: [(Dtype, Narrow); 2] = [(Dtype::F16, to_f16), (Dtype::BF16, to_bf16)];
     for (dtype, narrow) in cases {
         let narrowed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
             .tensors()

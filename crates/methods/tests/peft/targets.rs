@@ -179,6 +179,7 @@ fn overlapping_patterns_keep_their_meaning_when_saved() {
         for site in model.sites.iter().filter(|site| site.kind == SiteKind::Linear && site.path.contains("self_attn")) {
             if site.path.contains("q_proj") || site.path.contains("k_proj") {
                 assert_eq!(asked.rank(&site.path).unwrap(), read.rank(&site.path).unwrap(), "{}", site.path);
+                assert_eq!(asked.scaling(&site.path).unwrap(), read.scaling(&site.path).unwrap(), "{}", site.path);
             }
         }
     });
