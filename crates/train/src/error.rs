@@ -170,7 +170,6 @@ impl TrainError {
     }
 }
 
-/// Each item on a line of its own, the first [`SHOWN_PROBLEMS`] of `total`.
 fn last_good(checkpoint: &Option<PathBuf>) -> String {
     match checkpoint {
         Some(path) => format!("The last good checkpoint is {}.", path.display()),
@@ -178,6 +177,7 @@ fn last_good(checkpoint: &Option<PathBuf>) -> String {
     }
 }
 
+/// Each item on a line of its own, the first [`SHOWN_PROBLEMS`] of `total`.
 fn listed<T: std::fmt::Display>(items: &[T], total: usize) -> String {
     let mut text = String::new();
     for item in items.iter().take(SHOWN_PROBLEMS) {

@@ -9,6 +9,7 @@ mod data;
 mod error;
 mod evaluate;
 mod memory;
+mod merge;
 pub mod metrics;
 mod optimizer;
 mod run_log;
@@ -26,6 +27,7 @@ pub use data::{
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, generate_all};
 pub use memory::peak_memory;
+pub use merge::merged_tensors;
 pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};
 pub use run_log::{EvaluationLine, RunLog, TrainingLine};
 pub use schedule::{LearningRateSchedule, SchedulerType};
