@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn gradients_across_blocks() {
         check(&Case::causal(&[130, 65]), 61);
-        check(&Case::causal(&[130]).window(66).prefix(&[0..3]), 61);
+        check(&Case::causal(&[130, 1]).window(66).prefix(&[0..3, 1..2]), 61);
         check(&Case::bidirectional(&[65], &[130]), 61);
     }
 

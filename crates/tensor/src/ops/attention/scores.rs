@@ -122,7 +122,8 @@ impl<'a> Block<'a> {
         self.queries.rows * self.cols()
     }
 
-    /// `scores ← scale·Q·Kᵀ`, at keys that a query doesn't see too; [`Self::exponentiate`] and [`Self::weights`] drop those.
+    /// `scores ← scale·Q·Kᵀ`, also at keys that a query doesn't see; [`Self::exponentiate`] and [`Self::weights`] drop
+    /// those.
     pub(super) fn scores(&self, scores: &mut [f32], queries: View<'_>) {
         self.outer(scores, self.options.scale, queries, Side::Keys);
     }
@@ -211,7 +212,7 @@ impl<'a> Block<'a> {
 
     /// The rows of a block, numbered.
     fn rows<'s>(&self, scores: &'s mut [f32]) -> impl Iterator<Item = (usize, &'s mut [f32])> {
-        // A block without columns has rows too.
+        // Not `chunks_exact_mut`: a block may have no columns.
         let mut rest = scores;
         let cols = self.cols();
         (0..self.queries.rows).map(move |row| {
