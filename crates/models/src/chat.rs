@@ -175,3 +175,117 @@ fn without_generation_tags(source: &str) -> String {
     out.push_str(rest);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+    use serde_json::Value as Json;
+
+    use super::*;
+    use crate::fixtures;
+
+    fn reference() -> Json {
+        serde_json::from_slice(&fs::read(fixtures::path("chat/templates.json")).unwrap()).unwrap()
+    }
+
+    fn template(name: &str) -> ChatTemplate {
+        let reference = reference();
+        let special = ["bos_token", "eos_token", "unk_token", "pad_token"]
+            .map(|key| (key, reference["special_tokens"][key].as_str().unwrap().to_owned()));
+        let source = reference["templates"][name].as_str().unwrap();
+        ChatTemplate::new(Path::new("chat_template.jinja"), source, special.to_vec()).unwrap()
+    }
+
+    fn is_special(text: &str) -> bool {
+        ["<|im_end|>", "</s>", "<|eot_id|>"].iter().any(|token| text.ends_with(token))
+    }
+
+    fn talk() -> Vec<Message> {
+        [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "See you.\n")]
+            .map(|(role, content)| Message::new(role, content))
+            .to_vec()
+    }
+
+    fn replies(turns: &[Turn]) -> Vec<&str> {
+        turns.iter().filter(|turn| turn.is_assistant).map(|turn| turn.text.as_str()).collect()
+    }
+
+    #[test]
+    fn conversations_render_as_in_transformers() {
+        for case in reference()["cases"].as_array().unwrap() {
+            let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
+            let name = case["template"].as_str().unwrap();
+            let text = template(name).render(&messages, case["add_generation_prompt"].as_bool().unwrap()).unwrap();
+            assert_eq!(text, case["text"].as_str().unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn replies_end_with_their_end_of_turn_token() {
+        let turns = |name: &str| template(name).turns(&talk(), is_special).unwrap();
+        assert_eq!(replies(&turns("chatml")), ["Hello!<|im_end|>", "See you.\n<|im_end|>"]);
+        assert_eq!(replies(&turns("headers")), ["Hello!<|eot_id|>", "See you.<|eot_id|>"]);
+        assert_eq!(replies(&turns("bracketed")), [" Hello!</s>", " See you.</s>"]);
+        let chatml = turns("chatml");
+        assert_eq!(chatml.last().unwrap(), &Turn { text: "\n".to_owned(), is_assistant: false });
+    }
+
+    #[test]
+    fn a_template_that_rewrites_earlier_turns_is_refused() {
+        let text = template("thinking").turns(&talk(), is_special).unwrap_err().to_string();
+        assert!(text.contains("message 2, a reply of the assistant") && text.contains("chat_template"), "{text}");
+        let one_reply = [Message::new("user", "Hi"), Message::new("assistant", "Hello!")];
+        assert!(template("thinking").turns(&one_reply, is_special).is_ok());
+    }
+
+    #[test]
+    fn a_template_refuses_in_its_own_words() {
+        let messages = [Message::new("assistant", "Hello!")];
+        let text = template("bracketed").render(&messages, true).unwrap_err().to_string();
+        assert!(text.contains("Roles must alternate user/assistant"), "{text}");
+        let wrong = ChatTemplate::new(Path::new("t"), "{% for %}", Vec::new()).unwrap_err();
+        assert!(wrong.contains("syntax error"), "{wrong}");
+    }
+
+    #[test]
+    fn the_date_can_be_written() {
+        let source = "{{ strftime_now('%d %b %Y') }}";
+        let template = ChatTemplate::new(Path::new("t"), source, Vec::new()).unwrap();
+        let text = template.render(&[], false).unwrap();
+        let parts: Vec<&str> = text.split(' ').collect();
+        assert_eq!((parts.len(), parts[0].len(), parts[1].len()), (3, 2, 3), "{text}");
+        assert!(parts[2].parse::<u32>().unwrap() >= 2024, "{text}");
+    }
+
+    #[test]
+    fn smollm2_renders_as_the_reference() {
+        let Some(model) = fixtures::real_smollm2() else { return };
+        let reference = &fixtures::smollm2()["chat"];
+        let messages: Vec<Message> = serde_json::from_value(reference["messages"].clone()).unwrap();
+        let text = model.tokenizer.render(&messages, true).unwrap();
+        assert_eq!(text, reference["text"].as_str().unwrap());
+        assert_eq!(serde_json::json!(model.tokenizer.encode(&text, false).unwrap()), reference["ids"]);
+    }
+
+    proptest! {
+        #[test]
+        fn turns_make_up_the_conversation(
+            contents in proptest::collection::vec("(\\PC|\n| ){0,12}", 1..6),
+            first_is_assistant in any::<bool>(),
+            name in prop_oneof![Just("chatml"), Just("headers")],
+        ) {
+            let offset = usize::from(first_is_assistant);
+            let role = |index: usize| if (index + offset).is_multiple_of(2) { "user" } else { "assistant" };
+            let mut messages = vec![Message::new("system", "s")];
+            messages.extend(contents.iter().enumerate().map(|(index, content)| Message::new(role(index), content.as_str())));
+            let template = template(name);
+            let turns = template.turns(&messages, is_special).unwrap();
+            let text: String = turns.iter().map(|turn| turn.text.as_str()).collect();
+            prop_assert_eq!(text, template.render(&messages, false).unwrap());
+            let count = messages.iter().filter(|message| message.is_assistant()).count();
+            prop_assert_eq!(turns.iter().filter(|turn| turn.is_assistant).count(), count);
+        }
+    }
+}

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ use crate::llama::{LlamaConfig, Rope, RopeScaling};
 use crate::weights::{StoredTensor, WeightSource};
 
 const ARCHITECTURE: &str = "llama";
-const FORMATS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K";
+const FORMATS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 /// Llama 3's frequency divisors, one a rotary pair.
 const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
 
@@ -63,14 +64,20 @@ impl Gguf {
                 continue;
             }
             let name = hugging_face_name(gguf_name).unwrap_or_else(|| gguf_name.clone());
+            // Formats of intermediate products, which files do not hold and the reader does not read.
+            let unsupported =
+                matches!(info.ggml_dtype, GgmlDType::Q8_1 | GgmlDType::Q8K).then(|| format!("{:?}", info.ggml_dtype));
             let shape = info.shape.dims().to_vec();
-            stored.insert(name.clone(), StoredTensor { shape, file: path.to_path_buf(), unsupported: None });
+            stored.insert(name.clone(), StoredTensor { shape, file: path.to_path_buf(), unsupported });
             names.insert(name, gguf_name.clone());
         }
         let json = config_json(&metadata, &stored)?;
         let mut this =
             Self { path: path.to_path_buf(), config: LlamaConfig::from_json(json, path)?, content, stored, names };
-        if this.content.tensor_infos.contains_key(ROPE_FREQUENCIES) {
+        if let Some(frequencies) = this.content.tensor_infos.get(ROPE_FREQUENCIES) {
+            if frequencies.shape.dims() != [this.config.head_dim / 2] {
+                return Err(damaged(path, format!("{ROPE_FREQUENCIES} does not have a value for each rotary pair")));
+            }
             this.read_rope_frequencies()?;
         }
         Ok(this)
@@ -101,7 +108,7 @@ impl Gguf {
         let scaled = Rope { scaling, ..plain }.inverse_frequencies(head_dim);
         let plain = plain.inverse_frequencies(head_dim);
         let close = |((plain, scaled), divisor): ((&f32, &f32), &f32)| (plain / scaled / divisor - 1.0).abs() < 1e-3;
-        if divisors.len() != plain.len() || !plain.iter().zip(&scaled).zip(&divisors).all(close) {
+        if !plain.iter().zip(&scaled).zip(&divisors).all(close) {
             return Err(damaged(
                 &self.path,
                 format!("{ROPE_FREQUENCIES} is not Llama 3's rope scaling, and no other kind is supported"),
@@ -229,7 +236,7 @@ fn config_json(
     let kv_heads = required("attention.head_count_kv").or(heads);
     let (rotary, key_length) = (required("rope.dimension_count"), required("attention.key_length"));
     let experts = required("expert_count").unwrap_or(0);
-    let head_dim = key_length.or(rotary).or_else(|| hidden?.checked_div(heads?));
+    let head_dim = key_length.or_else(|| hidden?.checked_div(heads?));
     let missing = [
         ("block_count", blocks),
         ("context_length", context),
@@ -379,4 +386,187 @@ fn integer(value: &Metadata) -> Option<i64> {
 
 fn damaged(path: &Path, reason: impl Into<String>) -> ModelError {
     ModelError::Damaged { path: path.to_path_buf(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::error::TensorProblem;
+    use crate::fixtures::{self, GgufFile};
+    use crate::llama::Llama;
+
+    fn load(file: &GgufFile) -> Result<Llama, ModelError> {
+        let mut gguf = Gguf::open(&file.path)?;
+        Llama::from_source(gguf.config().clone(), &mut gguf)
+    }
+
+    fn refusal(change: impl FnOnce(&mut GgufFile)) -> String {
+        let mut file = GgufFile::llama();
+        change(&mut file);
+        load(&file.written()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_converted_model_is_the_model_again() {
+        let file = GgufFile::llama().written();
+        let (found, expected) = (load(&file).unwrap(), fixtures::llama("llama"));
+        assert_eq!(found.info, expected.info);
+        for (found, expected) in found.named_tensors().iter().zip(expected.named_tensors()) {
+            assert_eq!((&found.0, &found.2), (&expected.0, &expected.2));
+            assert_eq!(found.1.to_matrix(), expected.1.to_matrix(), "{}", found.0);
+        }
+        assert_eq!(found.config.rope, expected.config.rope);
+        assert_eq!(found.config.rms_norm_eps as f32, expected.config.rms_norm_eps as f32);
+    }
+
+    #[test]
+    fn an_untied_head_and_biases_are_found() {
+        let mut file = GgufFile::llama();
+        let head: Vec<f32> = (0..96 * 32).map(|value| value as f32).collect();
+        file.tensor("output.weight", &[96, 32], head.clone());
+        for block in 0..2 {
+            for (name, width) in [("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32)] {
+                file.tensor(&format!("blk.{block}.{name}.bias"), &[width], (0..width).map(|v| v as f32).collect());
+            }
+        }
+        let model = load(&file.written()).unwrap();
+        assert!(!model.info.tied && model.config.output_bias);
+        assert_eq!(model.lm_head.weight.to_matrix().to_vec(), head);
+        let key = model.layers[1].k_proj.bias.as_ref().unwrap().to_matrix().to_vec();
+        assert_eq!(key, [0., 2., 4., 6., 1., 3., 5., 7., 8., 10., 12., 14., 9., 11., 13., 15.]);
+    }
+
+    #[test]
+    fn blocks_are_dequantised_as_by_the_reference() {
+        let reference = fs::read(fixtures::path("gguf/blocks.safetensors")).unwrap();
+        let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
+        let formats = [
+            (GgmlDType::F16, "F16"),
+            (GgmlDType::BF16, "BF16"),
+            (GgmlDType::Q4_0, "Q4_0"),
+            (GgmlDType::Q4_1, "Q4_1"),
+            (GgmlDType::Q5_0, "Q5_0"),
+            (GgmlDType::Q5_1, "Q5_1"),
+            (GgmlDType::Q8_0, "Q8_0"),
+            (GgmlDType::Q2K, "Q2_K"),
+            (GgmlDType::Q3K, "Q3_K"),
+            (GgmlDType::Q4K, "Q4_K"),
+            (GgmlDType::Q5K, "Q5_K"),
+            (GgmlDType::Q6K, "Q6_K"),
+        ];
+        let mut file = GgufFile::llama();
+        for (format, name) in formats {
+            let blocks = reference.tensor(&format!("{name}.blocks")).unwrap().data().to_vec();
+            file.blocks(name, &[1, 256], format, blocks);
+        }
+        let file = file.written();
+        let mut gguf = Gguf::open(&file.path).unwrap();
+        for (_, name) in formats {
+            let values = gguf.read(name).unwrap();
+            let expected = reference.tensor(&format!("{name}.values")).unwrap();
+            let expected = expected.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            let largest = expected.clone().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            for (index, (found, expected)) in values.iter().zip(expected).enumerate() {
+                assert!((found - expected).abs() <= 1e-6 * largest, "{name}[{index}]: {found} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn llama3_scaling_is_taken_back_from_its_divisors() {
+        let mut file = GgufFile::llama();
+        file.set("llama.rope.freq_base", Metadata::F32(500_000.0));
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let scaled = Rope { theta: 500_000.0, scaling };
+        let plain = Rope { theta: 500_000.0, scaling: RopeScaling::Default };
+        let divisors = plain.inverse_frequencies(8).into_iter().zip(scaled.inverse_frequencies(8)).map(|(p, s)| p / s);
+        let divisors: Vec<f32> = divisors.collect();
+        file.tensor(ROPE_FREQUENCIES, &[4], divisors);
+        let config = load(&file.written()).unwrap().config;
+        assert_eq!(config.rope, scaled);
+        let again = LlamaConfig::from_json(config.json.clone(), Path::new("config.json")).unwrap();
+        assert_eq!(again.rope, scaled);
+
+        let text = refusal(|file| file.tensor(ROPE_FREQUENCIES, &[4], vec![1.0, 2.0, 3.0, 4.0]));
+        assert!(text.contains("not Llama 3's rope scaling"), "{text}");
+    }
+
+    #[test]
+    fn linear_scaling_and_windows_are_read() {
+        let mut file = GgufFile::llama();
+        file.set("llama.rope.scaling.type", Metadata::String("linear".to_owned()));
+        file.set("llama.rope.scaling.factor", Metadata::F32(4.0));
+        file.set("llama.attention.sliding_window", Metadata::U32(6));
+        let config = load(&file.written()).unwrap().config;
+        assert_eq!(config.rope.scaling, RopeScaling::Linear { factor: 4.0 });
+        assert_eq!((config.model_type.as_str(), &config.sliding_windows[..]), ("mistral", &[Some(6); 2][..]));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let text = refusal(|file| file.set("general.architecture", Metadata::String("gpt2".to_owned())));
+        assert!(text.contains("\"gpt2\"") && text.contains("llama (in GGUF files"), "{text}");
+        let text = refusal(|file| file.set("llama.expert_count", Metadata::U32(8)));
+        assert!(text.contains("a mixture of 8 experts"), "{text}");
+        let text = refusal(|file| file.set("llama.rope.dimension_count", Metadata::U32(4)));
+        assert!(text.contains("rotates only a part"), "{text}");
+        let text = refusal(|file| file.set("llama.rope.scaling.type", Metadata::String("yarn".to_owned())));
+        assert!(text.contains("rope_type \"yarn\" is not supported"), "{text}");
+        let text = refusal(|file| {
+            file.unset("llama.block_count");
+            file.set("llama.attention.head_count", Metadata::Array(vec![Metadata::U32(4)]));
+        });
+        assert!(text.contains("llama.block_count is missing") && text.contains("head_count is not one"), "{text}");
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_reported_with_hugging_face_names() {
+        let mut file = GgufFile::llama();
+        file.set("llama.feed_forward_length", Metadata::U32(40));
+        let ModelError::Tensors { problems, .. } = load(&file.written()).unwrap_err() else { panic!() };
+        assert_eq!(problems.len(), 6);
+        let TensorProblem::Shape { name, expected, found, .. } = &problems[0] else { panic!("{problems:?}") };
+        assert_eq!(name, "model.layers.0.mlp.gate_proj.weight");
+        assert_eq!((&expected[..], &found[..]), (&[40, 32][..], &[48, 32][..]));
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error() {
+        let file = GgufFile::llama().written();
+        let whole = fs::read(&file.path).unwrap();
+        for length in (0..whole.len() - 64).step_by(97).chain([whole.len() - 64]) {
+            fs::write(&file.path, &whole[..length]).unwrap();
+            let error = load(&file).unwrap_err();
+            assert!(matches!(error, ModelError::Damaged { .. }), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let file = GgufFile::llama().written();
+        let whole = fs::read(&file.path).unwrap();
+        fs::write(&file.path, "<html>not found</html>".repeat(100)).unwrap();
+        assert!(load(&file).unwrap_err().to_string().contains("not a GGUF file"));
+        let mut stream = tunesmith_tensor::Seed(1).stream("garbage", 0);
+        for _ in 0..300 {
+            let mut bytes = whole.clone();
+            for _ in 0..8 {
+                bytes[stream.below(2000) as usize] = stream.below(256) as u8;
+            }
+            fs::write(&file.path, bytes).unwrap();
+            // Whatever it makes of the file, it returns.
+            let _ = load(&file);
+        }
+        let mut file = GgufFile::llama();
+        file.set("general.alignment", Metadata::U32(0));
+        let text = load(&file.written()).unwrap_err().to_string();
+        assert!(text.contains("its metadata are damaged"), "{text}");
+    }
 }

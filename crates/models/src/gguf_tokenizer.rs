@@ -262,3 +262,106 @@ fn token_id(metadata: &Fields<'_>, name: &str, tokens: usize) -> Result<Option<u
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use candle_core::quantized::gguf_file::Value as Metadata;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper};
+
+    use super::*;
+    use crate::fixtures::{self, GgufFile};
+
+    fn tokenizer(file: GgufFile) -> Result<TextTokenizer, ModelError> {
+        from_gguf(&Gguf::open(&file.written().path).unwrap())
+    }
+
+    #[test]
+    fn text_is_cut_as_by_the_reference() {
+        let cases = fs::read(fixtures::path("gguf/pre_tokenizers.json")).unwrap();
+        let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+        assert_eq!(cases.len(), 40);
+        for case in cases {
+            let (pre, text) = (case["pre"].as_str().unwrap(), case["text"].as_str().unwrap());
+            let splitting = SPLITTINGS.iter().find(|splitting| splitting.names.contains(&pre)).unwrap();
+            let cut: PreTokenizerWrapper = serde_json::from_value(splitting.pattern.json()).unwrap();
+            let mut pieces = PreTokenizedString::from(text);
+            cut.pre_tokenize(&mut pieces).unwrap();
+            let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            let pieces: Vec<&str> = splits
+                .iter()
+                .map(|(_, (start, end), _)| &text[*start..*end])
+                .filter(|piece| !piece.is_empty())
+                .collect();
+            assert_eq!(json!(pieces), case["pieces"], "{pre}: {text:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_merges_and_added_tokens_round_trip() {
+        let tokenizer = tokenizer(GgufFile::llama().with_tokenizer("gpt-2")).unwrap();
+        let (he, hel, two_words) = (260, 261, 3);
+        let byte = |byte: &str| tokenizer.token_id(byte).unwrap();
+        let ids = tokenizer.encode("<s>he hello two words</s>", true).unwrap();
+        let (space, l, o) = (byte("Ġ"), byte("l"), byte("o"));
+        assert_eq!(ids, [0, he, space, hel, l, o, space, two_words, 1]);
+        assert_eq!(tokenizer.decode(&ids, false), "<s>he hello two words</s>");
+        assert_eq!(tokenizer.decode(&ids, true), "he hello two words");
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(0), Some(1), 262));
+        let text = "naïve 東京 🙂\r\n";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text, true).unwrap(), true), text);
+    }
+
+    #[test]
+    fn a_first_token_is_added_where_the_file_or_its_kind_says_so() {
+        let ids = |file: GgufFile| tokenizer(file).unwrap().encode("he", true).unwrap();
+        let with = |pre: &str, key: &str, value: bool| {
+            let mut file = GgufFile::llama().with_tokenizer(pre);
+            file.set(&format!("tokenizer.ggml.{key}"), Metadata::Bool(value));
+            file
+        };
+        assert_eq!(ids(GgufFile::llama().with_tokenizer("smollm")), [260]);
+        assert_eq!(ids(GgufFile::llama().with_tokenizer("llama-bpe")), [0, 260]);
+        assert_eq!(ids(with("llama-bpe", "add_bos_token", false)), [260]);
+        assert_eq!(ids(with("qwen2", "add_eos_token", true)), [260, 1]);
+        assert_eq!(ids(with("qwen2", "add_bos_token", true)), [0, 260]);
+        let tokenizer = tokenizer(with("qwen2", "add_bos_token", true)).unwrap();
+        assert_eq!(tokenizer.encode("he", false).unwrap(), [260]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_with_the_way_out() {
+        let refusal = |key: &str, value: Option<Metadata>| {
+            let mut file = GgufFile::llama().with_tokenizer("gpt-2");
+            file.unset(key);
+            if let Some(value) = value {
+                file.set(key, value);
+            }
+            let text = tokenizer(file).unwrap_err().to_string();
+            assert!(text.contains("tokenizer_name_or_path"), "{text}");
+            text
+        };
+        let text = refusal("tokenizer.ggml.pre", Some(Metadata::String("viking".to_owned())));
+        assert!(text.contains("\"viking\" is not known (known: gpt-2, default"), "{text}");
+        let text = refusal("tokenizer.ggml.model", Some(Metadata::String("llama".to_owned())));
+        assert!(text.contains("of kind \"llama\""), "{text}");
+        assert!(refusal("tokenizer.ggml.model", None).contains("no tokenizer"));
+        assert!(refusal("tokenizer.ggml.tokens", None).contains("lack tokenizer.ggml.tokens"));
+        let text = refusal("tokenizer.ggml.merges", Some(Metadata::Array(vec![Metadata::String("qq zz".to_owned())])));
+        assert!(text.contains("damaged"), "{text}");
+        assert!(refusal("tokenizer.ggml.eos_token_id", Some(Metadata::U32(900))).contains("is 900"));
+    }
+
+    #[test]
+    fn smollm2_encodes_as_the_reference() {
+        let Some(gguf) = fixtures::real_gguf() else { return };
+        let tokenizer = from_gguf(&Gguf::open(&gguf).unwrap()).unwrap();
+        for case in fixtures::smollm2()["tokenizer"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let ids = tokenizer.encode(text, true).unwrap();
+            assert_eq!(json!(ids), case["ids"], "{text:?}");
+            assert_eq!(tokenizer.decode(&ids, false), text);
+        }
+    }
+}

@@ -4,6 +4,8 @@
 mod cache;
 mod chat;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod generate;
 mod generation_defaults;
 mod gguf;

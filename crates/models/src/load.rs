@@ -123,3 +123,74 @@ impl Opened {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::fixtures::{self, GgufFile, copied};
+
+    fn refusal(path: &Path) -> String {
+        load_model(path).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_a_model_is_said_to_be_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(refusal(&folder.path().join("absent")).contains("there is nothing under this name"));
+        assert!(refusal(folder.path()).contains("it has no config.json"));
+        let file = folder.path().join("model.onnx");
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file).contains("it is a file of another kind"));
+        fs::write(folder.path().join(CONFIG), "{").unwrap();
+        assert!(refusal(folder.path()).contains("config.json is not a JSON object"));
+    }
+
+    #[test]
+    fn tokens_that_end_a_text_are_found_wherever_they_are_said() {
+        let folder = copied("llama");
+        let eos = || load_model(folder.path()).map(|loaded| loaded.generation.eos_token_ids);
+        assert_eq!(eos().unwrap(), [2]);
+        fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [7, 9]}"#).unwrap();
+        assert_eq!(eos().unwrap(), [7, 9]);
+        fs::write(folder.path().join("generation_config.json"), "{}").unwrap();
+        assert_eq!(eos().unwrap(), [2]);
+        fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": "</s>"}"#).unwrap();
+        let text = eos().unwrap_err().to_string();
+        assert!(text.contains("eos_token_id is \"</s>\", expected a token id"), "{text}");
+    }
+
+    #[test]
+    fn a_tokenizer_and_a_template_of_ones_own_come_first() {
+        let file = GgufFile::llama().with_tokenizer("viking").written();
+        let options = LoadOptions::default();
+        let text = load(&file.path, &options).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("tokenizer_name_or_path"), "{text}");
+
+        let other = GgufFile::llama().with_tokenizer("gpt-2").written();
+        let other = load(&other.path, &options).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in other.tokenizer.files().unwrap() {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let template = folder.path().join("own.jinja");
+        fs::write(&template, "{{ messages[0].content }}").unwrap();
+        let options =
+            LoadOptions { tokenizer: Some(folder.path().join("tokenizer.json")), chat_template: Some(template) };
+        let loaded = load(&file.path, &options).unwrap();
+        assert!(loaded.tokenizer.has_chat_template());
+        let text = loaded.tokenizer.encode("hel", true).unwrap_err().to_string();
+        assert!(text.contains("the model has 96 token embeddings"), "{text}");
+    }
+
+    #[test]
+    fn smollm2_loads_whole() {
+        let Some(model) = fixtures::real_smollm2() else { return };
+        let info = model.model.info();
+        assert_eq!((info.blocks, info.heads, info.kv_heads, info.head_dim, info.vocab_size), (30, 9, 3, 64, 49_152));
+        assert!(info.tied);
+        assert_eq!((&model.generation.eos_token_ids[..], model.generation.bos_token_id), (&[2][..], Some(1)));
+        assert_eq!(model.model.sites().len(), 2 + 30 * 12 + 2);
+    }
+}

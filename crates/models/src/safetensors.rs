@@ -210,3 +210,75 @@ fn pickled_files(folder: &Path) -> Result<Vec<String>, ModelError> {
     names.sort_unstable();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::fixtures::copied;
+
+    fn refusal(folder: &Path) -> String {
+        Safetensors::open(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_an_error() {
+        let folder = copied("llama");
+        let file = folder.path().join(SINGLE);
+        let whole = fs::read(&file).unwrap();
+        for length in (0..whole.len()).step_by(61).chain([whole.len() - 1]) {
+            fs::write(&file, &whole[..length]).unwrap();
+            let error = Safetensors::open(folder.path()).unwrap_err();
+            assert!(matches!(&error, ModelError::Damaged { path, .. } if *path == file), "{length}: {error}");
+        }
+        fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        let expected = format!("truncated: expected {} bytes, found {}", whole.len(), whole.len() - 1);
+        assert!(refusal(folder.path()).contains(&expected), "{}", refusal(folder.path()));
+        fs::write(&file, [&whole[..], &[0; 3]].concat()).unwrap();
+        assert!(refusal(folder.path()).contains("3 bytes too long"));
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let folder = copied("llama");
+        let file = folder.path().join(SINGLE);
+        fs::write(&file, "<html>not found</html>").unwrap();
+        assert!(refusal(folder.path()).contains("not a safetensors file"));
+        let mut bytes = 30u64.to_le_bytes().to_vec();
+        bytes.extend([b'{'; 30]);
+        fs::write(&file, bytes).unwrap();
+        assert!(refusal(folder.path()).contains("its header is damaged"));
+        let header = br#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,4]}}"#;
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
+        fs::write(&file, bytes).unwrap();
+        assert!(refusal(folder.path()).contains("its header is damaged"));
+    }
+
+    #[test]
+    fn pickled_weights_are_refused_with_the_way_to_convert_them() {
+        let folder = copied("llama");
+        fs::remove_file(folder.path().join(SINGLE)).unwrap();
+        let text = refusal(folder.path());
+        assert!(text.contains("neither model.safetensors nor"), "{text}");
+        fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+        fs::write(folder.path().join("training_args.bin"), "").unwrap();
+        let text = refusal(folder.path());
+        assert!(text.contains("(pytorch_model.bin)") && text.contains("safe_serialization=True"), "{text}");
+    }
+
+    #[test]
+    fn an_index_that_does_not_fit_its_shards_is_an_error() {
+        let folder = copied("llama");
+        fs::rename(folder.path().join(SINGLE), folder.path().join("shard.safetensors")).unwrap();
+        let with_index = |index: &str| {
+            fs::write(folder.path().join(INDEX), index).unwrap();
+            refusal(folder.path())
+        };
+        assert!(with_index("{}").contains("no object weight_map"));
+        assert!(with_index("[1]").contains("is not a JSON object"));
+        assert!(with_index(r#"{"weight_map": {"a": 1}}"#).contains("not a file name"));
+        assert!(with_index(r#"{"weight_map": {"a": "../shard.safetensors"}}"#).contains("not the name of a file"));
+        assert!(with_index(r#"{"weight_map": {"a": "shard.safetensors"}}"#).contains("lack tensors that it lists: a"));
+    }
+}

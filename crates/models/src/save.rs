@@ -163,12 +163,10 @@ fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-/// Whether a folder can be made here: there is nothing, or an empty folder.
+/// Whether nothing stands here, or an empty folder.
 fn is_free(folder: &Path) -> bool {
-    match fs::symlink_metadata(folder) {
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-        Ok(_) => folder.read_dir().is_ok_and(|mut entries| entries.next().is_none()),
-    }
+    let nothing = fs::symlink_metadata(folder).is_err();
+    nothing || folder.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// A folder being written, removed when dropped unless it was finished.
@@ -213,4 +211,163 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixtures::{self, GgufFile};
+    use crate::safetensors::Safetensors;
+    use crate::weights::WeightSource;
+    use crate::{LoadOptions, load, load_model};
+
+    fn save(model: &dyn Model, folder: &Path, replaced: &BTreeMap<String, Matrix>) -> Result<(), ModelError> {
+        let generation = GenerationDefaults::default();
+        save_folder(folder, model, None, &generation, replaced, NumberFormat::F32)
+    }
+
+    fn assert_same_tensors(left: &dyn Model, right: &dyn Model) {
+        let (left, right) = (left.tensors(), right.tensors());
+        assert_eq!(left.len(), right.len());
+        for (left, right) in left.iter().zip(&right) {
+            assert_eq!((&left.0, &left.2, left.1.to_matrix()), (&right.0, &right.2, right.1.to_matrix()));
+        }
+    }
+
+    fn entries(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_saved_model_is_the_model_again() {
+        for name in ["llama", "mistral", "qwen2"] {
+            let folder = tempfile::tempdir().unwrap();
+            let original = load_model(&fixtures::path(name).join("model")).unwrap();
+            let out = folder.path().join("new").join("out");
+            let none = BTreeMap::new();
+            save_folder(&out, &*original.model, None, &original.generation, &none, NumberFormat::F32).unwrap();
+            let saved = load_model(&out).unwrap();
+            assert_same_tensors(&*original.model, &*saved.model);
+            assert_eq!((saved.generation, saved.format), (original.generation, NumberFormat::F32));
+            assert_eq!(saved.model.config_json(), original.model.config_json(), "{name}");
+            assert_eq!(entries(&out), ["config.json", "generation_config.json", WEIGHTS]);
+            assert_eq!(entries(&folder.path().join("new")), ["out"]);
+        }
+    }
+
+    #[test]
+    fn a_gguf_model_becomes_a_folder_with_its_tokenizer() {
+        let mut file = GgufFile::llama().with_tokenizer("llama-bpe");
+        file.set("tokenizer.ggml.eot_token_id", candle_core::quantized::gguf_file::Value::U32(2));
+        let file = file.written();
+        let original = load(&file.path, &LoadOptions::default()).unwrap();
+        assert_eq!(original.generation.eos_token_ids, [1, 2]);
+        let out = tempfile::tempdir().unwrap();
+        let (model, tokenizer) = (&*original.model, Some(&original.tokenizer));
+        save_folder(out.path(), model, tokenizer, &original.generation, &BTreeMap::new(), original.format).unwrap();
+        let saved = load(out.path(), &LoadOptions::default()).unwrap();
+        assert_same_tensors(&*original.model, &*saved.model);
+        assert_eq!(saved.generation, original.generation);
+        let encode = |tokenizer: &TextTokenizer| tokenizer.encode("!!two words", true).unwrap();
+        assert_eq!(encode(&saved.tokenizer), encode(&original.tokenizer));
+    }
+
+    #[test]
+    fn replaced_tensors_take_the_place_of_the_models_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = fixtures::llama("qwen2");
+        let name = "model.layers.1.self_attn.q_proj.bias";
+        let bias = Matrix::from_vec(1, 32, (0..32).map(|value| value as f32).collect());
+        let out = folder.path().join("out");
+        save(&model, &out, &BTreeMap::from([(name.to_owned(), bias.clone())])).unwrap();
+        let mut source = Safetensors::open(&out).unwrap();
+        assert_eq!(source.stored()[name].shape, [32]);
+        assert_eq!(source.read(name).unwrap(), bias.to_vec());
+        for (other, weight, _) in model.tensors().into_iter().filter(|(other, ..)| other != name) {
+            assert_eq!(source.read(&other).unwrap(), weight.to_matrix().to_vec(), "{other}");
+        }
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_reported_at_once_and_nothing_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let replaced = BTreeMap::from([
+            ("model.layers.0.mlp.up_proj.bias".to_owned(), Matrix::zeros(1, 48)),
+            ("model.layers.0.mlp.up_proj.weight".to_owned(), Matrix::zeros(32, 48)),
+            ("model.norm.weight".to_owned(), Matrix::zeros(1, 32)),
+        ]);
+        let error = save(&fixtures::llama("llama"), &folder.path().join("out"), &replaced).unwrap_err();
+        let ModelError::Tensors { problems, .. } = error else { panic!("{error}") };
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(entries(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_tied_model_is_untied_only_where_its_embeddings_differ() {
+        let tied = fixtures::llama("llama");
+        let embedding = tied.embed_tokens.weight.to_matrix();
+        let other = Matrix::from_vec(96, 32, vec![0.5; 96 * 32]);
+        let saved = |replaced: &[(&str, &Matrix)]| {
+            let folder = tempfile::tempdir().unwrap();
+            let replaced = replaced.iter().map(|(name, value)| ((*name).to_owned(), (*value).clone())).collect();
+            save(&tied, folder.path(), &replaced).unwrap();
+            let model = fixtures::read_llama(folder.path()).unwrap();
+            (model.info.tied, model.embed_tokens.weight.to_matrix(), model.lm_head.weight.to_matrix())
+        };
+        assert_eq!(saved(&[]), (true, embedding.clone(), embedding.clone()));
+        assert_eq!(saved(&[(EMBEDDING, &other)]), (false, other.clone(), embedding.clone()));
+        assert_eq!(saved(&[(HEAD, &other)]), (false, embedding, other.clone()));
+        assert_eq!(saved(&[(EMBEDDING, &other), (HEAD, &other)]), (true, other.clone(), other));
+    }
+
+    #[test]
+    fn nothing_is_overwritten_and_a_failure_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = fixtures::llama("llama");
+        let none = BTreeMap::new();
+        let occupied = |path: &Path| matches!(save(&model, path, &none), Err(ModelError::Occupied { .. }));
+        fs::create_dir(folder.path().join("full")).unwrap();
+        fs::write(folder.path().join("full").join("kept"), "kept").unwrap();
+        fs::write(folder.path().join("file"), "kept").unwrap();
+        assert!(occupied(&folder.path().join("full")) && occupied(&folder.path().join("file")));
+        let beneath_a_file = folder.path().join("file").join("out");
+        assert!(matches!(save(&model, &beneath_a_file, &none), Err(ModelError::Write { .. })));
+        assert_eq!(entries(folder.path()), ["file", "full"]);
+        assert_eq!(entries(&folder.path().join("full")), ["kept"]);
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_round_trip_in_every_format(
+            values in proptest::collection::vec(proptest::num::f32::ANY, 1..200),
+            format in prop_oneof![Just(NumberFormat::F32), Just(NumberFormat::F16), Just(NumberFormat::Bf16)],
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let matrix = Matrix::from_vec(1, values.len(), values.clone());
+            let tensor = |name: &str, value| Saved { name: name.to_owned(), shape: vec![values.len()], value };
+            let tensors = [
+                tensor("b", SavedValue::Replaced(&matrix)),
+                tensor("a", SavedValue::Own(FrozenWeight::vector(values.clone()))),
+            ];
+            write_file(&folder.path().join(WEIGHTS), |out| write_safetensors(out, &tensors, format)).unwrap();
+            let mut source = Safetensors::open(folder.path()).unwrap();
+            prop_assert_eq!(source.format(), format);
+            let rounded = |value: &f32| match format {
+                NumberFormat::F32 => *value,
+                NumberFormat::F16 => f16::from_f32(*value).to_f32(),
+                NumberFormat::Bf16 => bf16::from_f32(*value).to_f32(),
+            };
+            let expected: Vec<u32> = values.iter().map(|value| rounded(value).to_bits()).collect();
+            for name in ["a", "b"] {
+                let found: Vec<u32> = source.read(name).unwrap().into_iter().map(f32::to_bits).collect();
+                prop_assert_eq!(&found, &expected);
+            }
+        }
+    }
 }

@@ -273,3 +273,155 @@ fn no_tokenizer(path: &Path) -> String {
     }
     format!("there is no {TOKENIZER}; fetch it with the model, {option}")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixtures::GgufFile;
+    use crate::gguf::Gguf;
+    use crate::gguf_tokenizer;
+
+    const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<pad>{{ m.role }}\n\n{{ m.content + eos_token }}\n\n\
+                            {% endfor %}{% if add_generation_prompt %}<pad>assistant\n\n{% endif %}";
+
+    /// Files of a tokenizer of bytes, in a folder.
+    fn folder() -> tempfile::TempDir {
+        let gguf = Gguf::open(&GgufFile::llama().with_tokenizer("gpt-2").written().path).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        write(&gguf_tokenizer::from_gguf(&gguf).unwrap(), folder.path());
+        folder
+    }
+
+    fn write(tokenizer: &TextTokenizer, folder: &Path) {
+        for (name, bytes) in tokenizer.files().unwrap() {
+            fs::write(folder.join(name), bytes).unwrap();
+        }
+    }
+
+    fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+        let path = folder.join(file);
+        let mut value = fs::read(&path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).unwrap());
+        change(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+    }
+
+    #[test]
+    fn files_written_and_read_again_make_the_same_tokenizer() {
+        let folder = folder();
+        fs::write(folder.path().join(CHAT_TEMPLATE), TEMPLATE).unwrap();
+        edit(folder.path(), TOKENIZER, |json| {
+            json["post_processor"] = json!({
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+            });
+        });
+        let first = TextTokenizer::open(folder.path()).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        write(&first, copy.path());
+        let second = TextTokenizer::open(&copy.path().join(TOKENIZER)).unwrap();
+        let text = "hello </s> two words";
+        assert_eq!(second.encode(text, true).unwrap()[0], 0);
+        assert_eq!(first.encode(text, true).unwrap(), second.encode(text, true).unwrap());
+        assert_eq!((second.bos(), second.eos()), (Some(0), Some(1)));
+        let messages = [Message::new("user", "hi")];
+        assert_eq!(second.render(&messages, true).unwrap(), "<s><pad>user\n\nhi</s>\n\n<pad>assistant\n\n");
+    }
+
+    #[test]
+    fn the_assistants_tokens_are_marked_even_if_the_tokenizer_moves_offsets() {
+        let folder = folder();
+        fs::write(folder.path().join(CHAT_TEMPLATE), TEMPLATE).unwrap();
+        edit(folder.path(), TOKENIZER, |json| {
+            json["post_processor"] =
+                json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        });
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        let messages = [
+            Message::new("user", "hel"),
+            Message::new("assistant", "he\n\n"),
+            Message::new("user", "é"),
+            Message::new("assistant", "\nhel"),
+        ];
+        let chat = tokenizer.encode_chat(&messages).unwrap();
+        let said = chat.ids.iter().zip(&chat.is_assistant).filter(|(_, said)| **said).map(|(id, _)| *id);
+        let newline = tokenizer.token_id("Ċ").unwrap();
+        assert_eq!(said.collect::<Vec<_>>(), [260, newline, newline, 1, newline, 261, 1]);
+        let text = tokenizer.render(&messages, false).unwrap();
+        assert_eq!(chat.ids, tokenizer.encode(&text, false).unwrap());
+    }
+
+    #[test]
+    fn padding_and_truncation_of_the_file_are_off() {
+        let folder = folder();
+        edit(folder.path(), TOKENIZER, |json| {
+            json["truncation"] =
+                json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+            json["padding"] = json!({
+                "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 2,
+                "pad_type_id": 0, "pad_token": "<pad>",
+            });
+        });
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("hehehe", true).unwrap(), [260, 260, 260]);
+    }
+
+    #[test]
+    fn special_tokens_stand_as_texts_objects_or_in_their_own_file() {
+        let folder = folder();
+        edit(folder.path(), CONFIG, |json| {
+            *json = json!({"eos_token": {"content": "<pad>", "lstrip": false}});
+        });
+        edit(folder.path(), SPECIAL_TOKENS, |json| *json = json!({"bos_token": "<s>", "eos_token": "</s>"}));
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), Some(2)));
+    }
+
+    #[test]
+    fn a_chat_template_matters_only_to_those_who_need_it() {
+        let folder = folder();
+        let messages = [Message::new("user", "hi")];
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        let text = tokenizer.render(&messages, true).unwrap_err().to_string();
+        assert!(text.contains("no chat template; give one with chat_template"), "{text}");
+
+        edit(folder.path(), CONFIG, |json| {
+            json["chat_template"] = json!([
+                {"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}"},
+            ]);
+        });
+        assert_eq!(TextTokenizer::open(folder.path()).unwrap().render(&messages, false).unwrap(), "hi");
+
+        edit(folder.path(), CONFIG, |json| json["chat_template"] = json!("{% broken"));
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        assert!(tokenizer.render(&messages, false).unwrap_err().to_string().contains("does not parse"));
+        let own = folder.path().join("own.jinja");
+        fs::write(&own, "{{ messages[0].role }}").unwrap();
+        assert_eq!(tokenizer.with_chat_template(&own).unwrap().render(&messages, false).unwrap(), "user");
+        fs::write(&own, "{% broken").unwrap();
+        assert!(TextTokenizer::open(folder.path()).unwrap().with_chat_template(&own).is_err());
+    }
+
+    #[test]
+    fn a_token_that_the_model_does_not_have_is_an_error() {
+        let tokenizer = TextTokenizer::open(folder().path()).unwrap().for_embeddings(261);
+        assert_eq!(tokenizer.encode("he", true).unwrap(), [260]);
+        let text = tokenizer.encode("hel", true).unwrap_err().to_string();
+        assert!(text.contains("\"hel\" has id 261, but the model has 261 token embeddings"), "{text}");
+    }
+
+    #[test]
+    fn missing_and_damaged_files_are_errors_that_say_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = || TextTokenizer::open(folder.path()).unwrap_err().to_string();
+        let text = refusal();
+        assert!(text.contains("no tokenizer.json") && text.contains("tokenizer_name_or_path"), "{text}");
+        fs::write(folder.path().join("tokenizer.model"), "").unwrap();
+        assert!(refusal().contains("save_pretrained"));
+        fs::write(folder.path().join(TOKENIZER), "{\"version\": \"1.0\", \"model\"").unwrap();
+        assert!(refusal().contains("cannot be used"));
+    }
+}

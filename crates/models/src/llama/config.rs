@@ -330,3 +330,120 @@ impl Fields<'_> {
         self.positive(key, 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(json: Value) -> Result<LlamaConfig, ModelError> {
+        LlamaConfig::from_json(json.as_object().unwrap().clone(), Path::new("config.json"))
+    }
+
+    fn problems(json: Value) -> Vec<String> {
+        match config(json).unwrap_err() {
+            ModelError::Config { problems, .. } => problems,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn missing_keys_take_the_defaults_of_their_model_type() {
+        let llama = config(json!({"model_type": "llama"})).unwrap();
+        assert_eq!((llama.vocab_size, llama.intermediate_size, llama.num_key_value_heads), (32_000, 11_008, 32));
+        assert_eq!((llama.max_position_embeddings, llama.head_dim, llama.rms_norm_eps), (2048, 128, 1e-6));
+        assert_eq!(llama.rope, Rope { theta: 10_000.0, scaling: RopeScaling::Default });
+        assert!(!llama.tie_word_embeddings && !llama.qkv_bias && !llama.output_bias && !llama.mlp_bias);
+        let mistral = config(json!({"model_type": "mistral"})).unwrap();
+        assert_eq!((mistral.intermediate_size, mistral.num_key_value_heads), (14_336, 8));
+        assert_eq!(mistral.sliding_windows, vec![Some(4096); 32]);
+        let qwen2 = config(json!({"model_type": "qwen2"})).unwrap();
+        assert_eq!((qwen2.vocab_size, qwen2.intermediate_size, qwen2.num_key_value_heads), (151_936, 22_016, 32));
+        assert_eq!(qwen2.sliding_windows, vec![None; 32]);
+        assert!(qwen2.qkv_bias && !qwen2.output_bias);
+    }
+
+    #[test]
+    fn null_is_not_missing_where_transformers_tells_them_apart() {
+        let mistral = config(json!({"model_type": "mistral", "sliding_window": null, "num_key_value_heads": null}));
+        let mistral = mistral.unwrap();
+        assert_eq!((mistral.sliding_windows[0], mistral.num_key_value_heads), (None, 32));
+    }
+
+    #[test]
+    fn llama_biases_follow_their_flags() {
+        let llama = config(json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true})).unwrap();
+        assert!(llama.qkv_bias && llama.output_bias && llama.mlp_bias);
+        let mistral = config(json!({"model_type": "mistral", "attention_bias": true})).unwrap();
+        assert!(!mistral.qkv_bias && !mistral.output_bias);
+    }
+
+    #[test]
+    fn qwen2_windows_follow_layers() {
+        let windows = |extra: Value| {
+            let mut json = json!({
+                "model_type": "qwen2", "num_hidden_layers": 3, "sliding_window": 16, "use_sliding_window": true,
+            });
+            json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            config(json).unwrap().sliding_windows
+        };
+        assert_eq!(windows(json!({"max_window_layers": 1})), [None, Some(16), Some(16)]);
+        assert_eq!(windows(json!({"max_window_layers": 0})), [Some(16); 3]);
+        assert_eq!(windows(json!({"max_window_layers": 1, "use_sliding_window": false})), [None; 3]);
+        let types = ["sliding_attention", "full_attention", "sliding_attention"];
+        assert_eq!(windows(json!({"layer_types": types})), [Some(16), None, Some(16)]);
+    }
+
+    #[test]
+    fn both_forms_of_rope_are_read() {
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        let old = config(json!({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": llama3})).unwrap();
+        let mut parameters = llama3.clone();
+        parameters["rope_theta"] = json!(5e5);
+        let new = config(json!({"model_type": "llama", "rope_parameters": parameters})).unwrap();
+        assert_eq!(old.rope, new.rope);
+        assert!(matches!(old.rope.scaling, RopeScaling::Llama3 { factor: 8.0, .. }) && old.rope.theta == 5e5);
+        let oldest = json!({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}});
+        assert_eq!(config(oldest).unwrap().rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn all_problems_are_reported_together() {
+        let found = problems(json!({
+            "model_type": "llama", "hidden_size": -1, "num_attention_heads": 6, "num_key_value_heads": 4,
+            "head_dim": 7, "hidden_act": "gelu", "rms_norm_eps": "small", "tie_word_embeddings": 1,
+            "num_hidden_layers": 2_000_000_000, "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+            "quantization_config": {"quant_method": "gptq"},
+        }));
+        let expected = [
+            "hidden_size is -1",
+            "not a multiple of num_key_value_heads 4",
+            "head_dim 7 is not even",
+            "num_hidden_layers 2000000000",
+            "rms_norm_eps is \"small\"",
+            "hidden_act \"gelu\"",
+            "quantization_config",
+            "tie_word_embeddings is 1",
+            "rope_scaling: rope_type \"yarn\" is not supported; known: default, linear, llama3",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.contains(expected), "{found:?} does not contain {expected:?}");
+        }
+        let llama3 = problems(json!({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}));
+        assert!(
+            llama3.iter().any(|problem| problem.contains("rope_scaling: low_freq_factor is missing")),
+            "{llama3:?}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_model_type_lists_the_known_ones() {
+        let text = config(json!({"model_type": "gpt2"})).unwrap_err().to_string();
+        assert!(text.contains("\"gpt2\"") && text.contains("llama, mistral, qwen2"), "{text}");
+    }
+}

@@ -68,3 +68,91 @@ impl RopeScaling {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::excessive_precision, reason = "the reference's digits")]
+mod tests {
+    use super::*;
+
+    fn assert_close(rope: Rope, expected: &[f32]) {
+        let frequencies = rope.inverse_frequencies(2 * expected.len());
+        assert_eq!(frequencies.len(), expected.len());
+        for (index, (found, expected)) in frequencies.iter().zip(expected).enumerate() {
+            assert!((found / expected - 1.0).abs() < 2.5e-7, "pair {index}: {found} is not {expected}");
+        }
+    }
+
+    /// `inv_freq` of transformers 5.23's `LlamaRotaryEmbedding`.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        assert_close(
+            Rope { theta: 500_000.0, scaling: RopeScaling::Default },
+            &[
+                1.0,
+                0.193922758,
+                0.0376060307,
+                0.00729266508,
+                0.00141421345,
+                0.000274248188,
+                5.31829573e-05,
+                1.03133852e-05,
+            ],
+        );
+        assert_close(
+            Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } },
+            &[
+                0.25,
+                0.079056941,
+                0.0250000004,
+                0.00790569466,
+                0.00249999994,
+                0.000790569466,
+                0.000250000012,
+                7.90569466e-05,
+            ],
+        );
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        assert_close(
+            Rope { theta: 500_000.0, scaling },
+            &[
+                1.0,
+                0.663601279,
+                0.440366626,
+                0.292227834,
+                0.193922758,
+                0.128687382,
+                0.0853971019,
+                0.0566696189,
+                0.0376060307,
+                0.0249554086,
+                0.0165604409,
+                0.0109895291,
+                0.00729266508,
+                0.00483942125,
+                0.00321144611,
+                0.00129054801,
+                0.000429556705,
+                9.70828623e-05,
+                1.94616387e-05,
+                1.29147675e-05,
+                8.57025589e-06,
+                5.68723226e-06,
+                3.77405445e-06,
+                2.50446715e-06,
+                1.66196742e-06,
+                1.10288363e-06,
+                7.31874934e-07,
+                4.85673127e-07,
+                3.22293289e-07,
+                2.1387423e-07,
+                1.41927202e-07,
+                9.41830649e-08,
+            ],
+        );
+    }
+}

@@ -160,27 +160,49 @@ fn sites(config: &LlamaConfig) -> Vec<Site> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    use safetensors::Dtype;
+    use safetensors::tensor::{SafeTensors, TensorView, serialize_to_file};
+    use serde_json::{Map, json};
 
     use super::*;
-    use crate::json::read_object;
+    use crate::error::TensorProblem;
+    use crate::fixtures::{copied, llama, path, read_llama};
     use crate::safetensors::Safetensors;
 
-    fn fixture(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).join("model")
+    /// A tensor as bytes: type, shape, data.
+    type Raw = (Dtype, Vec<usize>, Vec<u8>);
+
+    /// Rewrites the tensors of a copied model.
+    fn rewrite(folder: &Path, change: impl FnOnce(&mut BTreeMap<String, Raw>)) {
+        let file = folder.join("model.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        let mut tensors: BTreeMap<String, Raw> = SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .iter()
+            .map(|(name, view)| (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+            .collect();
+        change(&mut tensors);
+        let views = tensors
+            .iter()
+            .map(|(name, (dtype, shape, data))| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        serialize_to_file(views, None, &file).unwrap();
     }
 
-    fn load(name: &str) -> Llama {
-        let folder = fixture(name);
-        let path = folder.join("config.json");
-        let config = LlamaConfig::from_json(read_object(&path).unwrap(), &path).unwrap();
-        Llama::from_source(config, &mut Safetensors::open(&folder).unwrap()).unwrap()
+    fn set_config(folder: &Path, key: &str, value: Value) {
+        let file = folder.join("config.json");
+        let mut config: Map<String, Value> = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config.insert(key.to_owned(), value);
+        fs::write(&file, serde_json::to_vec(&config).unwrap()).unwrap();
     }
 
     #[test]
     fn fixtures_load_with_all_sites() {
         for (name, biases, tied) in [("llama", 0, true), ("mistral", 0, false), ("qwen2", 6, false)] {
-            let model = load(name);
+            let model = llama(name);
             assert_eq!(model.sites.len(), 2 + 2 * 12 + 2, "{name}");
             assert_eq!(model.sites.iter().filter(|site| site.has_bias).count(), biases, "{name}");
             assert_eq!(model.lm_head.weight.is_same(&model.embed_tokens.weight), tied, "{name}");
@@ -190,8 +212,8 @@ mod tests {
 
     #[test]
     fn every_weight_lies_at_the_site_of_its_name() {
-        let model = load("qwen2");
-        let mut source = Safetensors::open(&fixture("qwen2")).unwrap();
+        let model = llama("qwen2");
+        let mut source = Safetensors::open(&path("qwen2/model")).unwrap();
         let tensors = model.named_tensors();
         assert_eq!(tensors.len(), source.stored().len());
         for (name, weight, shape) in tensors {
@@ -204,5 +226,106 @@ mod tests {
         let key = model.sites.iter().position(|site| site.path == "model.layers.1.self_attn.k_proj").unwrap();
         let base = model.site_base(SiteId(key)).unwrap();
         assert_eq!((base.weight.shape(), base.bias.unwrap().shape()), ((16, 32), (1, 16)));
+    }
+
+    #[test]
+    fn every_tensor_that_does_not_fit_is_reported_at_once() {
+        let folder = copied("mistral");
+        rewrite(folder.path(), |tensors| {
+            let norm = tensors.remove("model.norm.weight").unwrap();
+            tensors.insert("model.final_norm.weight".to_owned(), norm);
+            tensors.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap().1 = vec![16, 64];
+            let down = tensors.get_mut("model.layers.1.mlp.down_proj.weight").unwrap();
+            *down = (Dtype::I8, down.1.clone(), down.2[..down.2.len() / 4].to_vec());
+            tensors
+                .insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), (Dtype::I64, vec![1], vec![0; 8]));
+        });
+        let error = read_llama(folder.path()).unwrap_err();
+        let ModelError::Tensors { problems, .. } = &error else { panic!("{error}") };
+        let file = folder.path().join("model.safetensors");
+        let name = |name: &str| format!("model.{name}.weight");
+        assert_eq!(
+            problems[..],
+            [
+                TensorProblem::Shape {
+                    name: name("layers.0.self_attn.q_proj"),
+                    file: file.clone(),
+                    expected: vec![32, 32],
+                    found: vec![16, 64],
+                },
+                TensorProblem::Format {
+                    name: name("layers.1.mlp.down_proj"),
+                    file: file.clone(),
+                    found: "I8".to_owned(),
+                    supported: "F32, F16, BF16",
+                },
+                TensorProblem::Missing { name: name("norm"), expected: vec![32] },
+                TensorProblem::Unexpected { name: name("final_norm"), file, found: vec![32] },
+            ]
+        );
+        let text = error.to_string();
+        assert!(text.contains("q_proj.weight in ") && text.contains("expected [32, 32], found [16, 64]"), "{text}");
+    }
+
+    #[test]
+    fn a_config_of_another_size_is_an_error_that_names_the_shapes() {
+        let folder = copied("llama");
+        set_config(folder.path(), "intermediate_size", json!(64));
+        let text = read_llama(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("model.layers.1.mlp.up_proj.weight"), "{text}");
+        assert!(text.contains("expected [64, 32], found [48, 32]"), "{text}");
+    }
+
+    #[test]
+    fn a_tied_model_may_store_its_head_and_is_untied_if_it_is_another() {
+        let folder = copied("llama");
+        let head = |scale: u8| {
+            move |tensors: &mut BTreeMap<String, Raw>| {
+                let mut head = tensors["model.embed_tokens.weight"].clone();
+                head.2[3] ^= scale;
+                tensors.insert("lm_head.weight".to_owned(), head);
+            }
+        };
+        rewrite(folder.path(), head(0));
+        assert!(read_llama(folder.path()).unwrap().info.tied);
+        rewrite(folder.path(), head(0x80));
+        let untied = read_llama(folder.path()).unwrap();
+        assert!(!untied.info.tied && untied.json()["tie_word_embeddings"] == false);
+        let first = |weight: &FrozenWeight| weight.to_matrix().data()[0];
+        assert_eq!(first(&untied.lm_head.weight), -first(&untied.embed_tokens.weight));
+    }
+
+    #[test]
+    fn an_untied_model_needs_its_head() {
+        let folder = copied("llama");
+        set_config(folder.path(), "tie_word_embeddings", json!(false));
+        let error = read_llama(folder.path()).unwrap_err();
+        let ModelError::Tensors { problems, .. } = error else { panic!("{error}") };
+        assert_eq!(problems, [TensorProblem::Missing { name: LM_HEAD.to_owned(), expected: vec![96, 32] }]);
+    }
+
+    #[test]
+    fn shards_make_the_same_model() {
+        let folder = copied("qwen2");
+        let whole = fs::read(folder.path().join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        let shard = |index: usize| format!("model-0000{}-of-00002.safetensors", index + 1);
+        let mut map = Map::new();
+        for index in 0..2 {
+            let part: Vec<_> = tensors.iter().enumerate().filter(|(at, _)| at % 2 == index).map(|(_, t)| t).collect();
+            map.extend(part.iter().map(|(name, _)| ((*name).to_owned(), json!(shard(index)))));
+            serialize_to_file(part, None, &folder.path().join(shard(index))).unwrap();
+        }
+        let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
+        fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+
+        let (sharded, single) = (read_llama(folder.path()).unwrap(), llama("qwen2"));
+        for ((name, left, _), (other, right, _)) in sharded.named_tensors().iter().zip(single.named_tensors()) {
+            assert_eq!((name, left.to_matrix()), (&other, right.to_matrix()));
+        }
+        fs::remove_file(folder.path().join(shard(1))).unwrap();
+        let text = read_llama(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("shards are missing: model-00002-of-00002.safetensors"), "{text}");
     }
 }
