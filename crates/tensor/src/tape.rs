@@ -241,8 +241,13 @@ impl Flow<'_> {
 pub(crate) fn add_assign(sum: &mut Matrix, value: &Matrix) {
     assert_eq!(sum.shape(), value.shape(), "gradients of one value share a shape");
     let cols = sum.cols();
-    for_each_row_block(sum.data_mut(), cols, |first, rows| {
-        let other = &value.data()[first * cols..first * cols + rows.len()];
-        rows.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
-    });
+    for_each_row_block(
+        sum.data_mut(),
+        cols,
+        #[inline(always)]
+        |first, rows| {
+            let other = &value.data()[first * cols..first * cols + rows.len()];
+            rows.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+        },
+    );
 }

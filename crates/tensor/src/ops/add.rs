@@ -16,10 +16,15 @@ impl Tape {
         let nodes = [a.node(), b.node()];
         let mut y = b.into_matrix(self.workspace());
         let cols = y.cols();
-        for_each_row_block(y.data_mut(), cols, |first, rows| {
-            let other = &a.value().data()[first * cols..first * cols + rows.len()];
-            rows.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
-        });
+        for_each_row_block(
+            y.data_mut(),
+            cols,
+            #[inline(always)]
+            |first, rows| {
+                let other = &a.value().data()[first * cols..first * cols + rows.len()];
+                rows.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+            },
+        );
         self.output(y, &nodes, || Add { nodes })
     }
 

@@ -83,7 +83,10 @@ fn softmax(logits: &mut Matrix, targets: &[u32], losses: &mut [f32], differentia
     logits.data_mut().par_chunks_exact_mut(cols).zip(targets).zip(losses).for_each(|((row, target), loss)| {
         let target = *target as usize;
         assert!(target < cols, "target {target} is outside the vocabulary of {cols}");
-        *loss = vectorised(|| softmax_row(row, target, differentiate));
+        *loss = vectorised(
+            #[inline(always)]
+            || softmax_row(row, target, differentiate),
+        );
     });
 }
 

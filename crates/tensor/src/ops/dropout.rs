@@ -26,12 +26,17 @@ impl Tape {
 fn apply(key: u64, p: f32, values: &mut Matrix) {
     let scale = 1.0 / (1.0 - p);
     let cols = values.cols();
-    for_each_row_block(values.data_mut(), cols, |first, rows| {
-        for (place, value) in rows.iter_mut().enumerate() {
-            let uniform = uniform_at(key, (first * cols + place) as u64);
-            *value *= if uniform < p { 0.0 } else { scale };
-        }
-    });
+    for_each_row_block(
+        values.data_mut(),
+        cols,
+        #[inline(always)]
+        |first, rows| {
+            for (place, value) in rows.iter_mut().enumerate() {
+                let uniform = uniform_at(key, (first * cols + place) as u64);
+                *value *= if uniform < p { 0.0 } else { scale };
+            }
+        },
+    );
 }
 
 struct Dropout {

@@ -19,11 +19,16 @@ impl Tape {
         assert_eq!(gate.value().shape(), up.value().shape(), "a gate is shaped as what it gates");
         let cols = gate.cols();
         let mut y = Matrix::uninitialised(self.workspace(), gate.rows(), cols);
-        for_each_row_block(y.data_mut(), cols, |first, rows| {
-            let range = first * cols..first * cols + rows.len();
-            let (gate, up) = (&gate.value().data()[range.clone()], &up.value().data()[range]);
-            rows.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate * sigmoid(*gate) * up);
-        });
+        for_each_row_block(
+            y.data_mut(),
+            cols,
+            #[inline(always)]
+            |first, rows| {
+                let range = first * cols..first * cols + rows.len();
+                let (gate, up) = (&gate.value().data()[range.clone()], &up.value().data()[range]);
+                rows.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate * sigmoid(*gate) * up);
+            },
+        );
         let (gate_node, up_node) = (gate.node(), up.node());
         self.output(y, &[gate_node, up_node], || SiluMul { gate: gate.shared(), up: up.shared(), gate_node, up_node })
     }
@@ -51,14 +56,17 @@ impl Backward for SiluMul {
         let inputs = (self.gate.data().par_chunks(block), self.up.data().par_chunks(block));
         let outputs = (dgate.data_mut().par_chunks_mut(block), dup.data_mut().par_chunks_mut(block));
         (inputs, outputs).into_par_iter().for_each(|((gate, up), (dgate, dup))| {
-            vectorised(|| {
-                for (((gate, up), dgate), dup) in gate.iter().zip(up).zip(dgate).zip(dup) {
-                    let dy = *dup;
-                    let sigma = sigmoid(*gate);
-                    *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
-                    *dup = dy * gate * sigma;
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (((gate, up), dgate), dup) in gate.iter().zip(up).zip(dgate).zip(dup) {
+                        let dy = *dup;
+                        let sigma = sigmoid(*gate);
+                        *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
+                        *dup = dy * gate * sigma;
+                    }
+                },
+            );
         });
         flow.add(self.gate_node, dgate);
         flow.add(self.up_node, dup);

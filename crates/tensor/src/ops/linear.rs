@@ -42,11 +42,16 @@ pub(crate) fn add_frozen_row(y: &mut Matrix, bias: &FrozenWeight) {
     let mut values = vec![0.0; y.cols()];
     bias.read_row(0, &mut values);
     let cols = y.cols();
-    for_each_row_block(y.data_mut(), cols, |_, rows| {
-        for row in rows.chunks_exact_mut(cols) {
-            row.iter_mut().zip(&values).for_each(|(out, bias)| *out += bias);
-        }
-    });
+    for_each_row_block(
+        y.data_mut(),
+        cols,
+        #[inline(always)]
+        |_, rows| {
+            for row in rows.chunks_exact_mut(cols) {
+                row.iter_mut().zip(&values).for_each(|(out, bias)| *out += bias);
+            }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -33,7 +33,12 @@ pub(crate) fn rows_per_task(cols: usize) -> usize {
 pub(crate) fn for_each_row_block(data: &mut [f32], cols: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_per_task(cols);
     let block = (rows * cols).max(1);
-    let run = |(block, chunk): (usize, &mut [f32])| vectorised(|| work(block * rows, chunk));
+    let run = |(block, chunk): (usize, &mut [f32])| {
+        vectorised(
+            #[inline(always)]
+            || work(block * rows, chunk),
+        )
+    };
     if data.len() <= block {
         data.chunks_mut(block).enumerate().for_each(run);
     } else {

@@ -21,13 +21,18 @@ impl Tape {
         assert_eq!(weight.value().shape(), (1, cols), "a norm is as wide as its input");
         let mut y = Matrix::uninitialised(self.workspace(), x.rows(), cols);
         let scale = weight.value().data();
-        for_each_row_block(y.data_mut(), cols, |first, rows| {
-            for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
-                let input = x.value().row(first + offset);
-                let factor = inverse_rms(input, epsilon);
-                out.iter_mut().zip(input).zip(scale).for_each(|((out, x), w)| *out = w * (x * factor));
-            }
-        });
+        for_each_row_block(
+            y.data_mut(),
+            cols,
+            #[inline(always)]
+            |first, rows| {
+                for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
+                    let input = x.value().row(first + offset);
+                    let factor = inverse_rms(input, epsilon);
+                    out.iter_mut().zip(input).zip(scale).for_each(|((out, x), w)| *out = w * (x * factor));
+                }
+            },
+        );
         let (x_node, weight_node) = (x.node(), weight.node());
         self.output(y, &[x_node, weight_node], || RmsNorm {
             x: x.shared(),
@@ -76,19 +81,24 @@ impl Backward for RmsNorm {
             flow.add(self.weight_node, dw);
         }
         flow.accumulate(self.x_node, gradient.shape(), |_, dx, beta| {
-            for_each_row_block(dx.data_mut(), cols, |first, rows| {
-                let mut scaled = vec![0.0; cols];
-                for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
-                    let (x, dy) = (self.x.row(first + offset), gradient.row(first + offset));
-                    let factor = inverse_rms(x, self.epsilon);
-                    scaled.iter_mut().zip(dy).zip(weight).for_each(|((g, dy), w)| *g = dy * w);
-                    let mean = dot(&scaled, x) * factor / cols as f32;
-                    let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
-                    for ((out, x), g) in out.iter_mut().zip(x).zip(&scaled) {
-                        *out = keep(*out) + factor * (g - x * factor * mean);
+            for_each_row_block(
+                dx.data_mut(),
+                cols,
+                #[inline(always)]
+                |first, rows| {
+                    let mut scaled = vec![0.0; cols];
+                    for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
+                        let (x, dy) = (self.x.row(first + offset), gradient.row(first + offset));
+                        let factor = inverse_rms(x, self.epsilon);
+                        scaled.iter_mut().zip(dy).zip(weight).for_each(|((g, dy), w)| *g = dy * w);
+                        let mean = dot(&scaled, x) * factor / cols as f32;
+                        let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
+                        for ((out, x), g) in out.iter_mut().zip(x).zip(&scaled) {
+                            *out = keep(*out) + factor * (g - x * factor * mean);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }
@@ -102,12 +112,15 @@ impl RmsNorm {
             .into_par_iter()
             .map(|(dy, x)| {
                 let mut sum = vec![0.0; cols];
-                vectorised(|| {
-                    for (dy, x) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)) {
-                        let factor = inverse_rms(x, self.epsilon);
-                        sum.iter_mut().zip(dy).zip(x).for_each(|((sum, dy), x)| *sum += dy * (x * factor));
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (dy, x) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)) {
+                            let factor = inverse_rms(x, self.epsilon);
+                            sum.iter_mut().zip(dy).zip(x).for_each(|((sum, dy), x)| *sum += dy * (x * factor));
+                        }
+                    },
+                );
                 sum
             })
             .collect();

@@ -53,18 +53,23 @@ fn turn(y: &mut Matrix, angles: &Angles, direction: f32) {
     let half = angles.cos.cols();
     assert_eq!(y.rows(), angles.cos.rows(), "there is an angle for each token");
     assert_eq!(cols % (2 * half), 0, "heads are twice as wide as there are frequencies");
-    for_each_row_block(y.data_mut(), cols, |first, rows| {
-        for (offset, row) in rows.chunks_exact_mut(cols).enumerate() {
-            let (cos, sin) = (angles.cos.row(first + offset), angles.sin.row(first + offset));
-            for head in row.chunks_exact_mut(2 * half) {
-                let (left, right) = head.split_at_mut(half);
-                for (((x1, x2), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
-                    let sin = direction * sin;
-                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
+    for_each_row_block(
+        y.data_mut(),
+        cols,
+        #[inline(always)]
+        |first, rows| {
+            for (offset, row) in rows.chunks_exact_mut(cols).enumerate() {
+                let (cos, sin) = (angles.cos.row(first + offset), angles.sin.row(first + offset));
+                for head in row.chunks_exact_mut(2 * half) {
+                    let (left, right) = head.split_at_mut(half);
+                    for (((x1, x2), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                        let sin = direction * sin;
+                        (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 struct RotaryBackward {
