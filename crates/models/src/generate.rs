@@ -140,12 +140,14 @@ fn step(
     let segments = Segments::from_lengths(inputs.iter().map(Vec::len));
     let last_rows = segments.ranges().map(|range| range.end - 1).collect();
     let adapters: Vec<_> = running.iter().map(|run| run.adapter).collect();
-    let mut tape = Tape::evaluating(workspace);
-    let mut forward = Forward::mixed(&mut tape, segments, &adapters);
-    let hidden = model.hidden_states(&mut forward, &inputs.concat(), Some(cache));
-    let hidden = forward.tape().gather_rows(&hidden, last_rows);
-    let one_each = Segments::from_lengths(running.iter().map(|_| 1));
-    let logits = model.logits(&mut forward, &hidden, &one_each);
+    let logits = workspace.run(|| {
+        let mut tape = Tape::evaluating(workspace);
+        let mut forward = Forward::mixed(&mut tape, segments, &adapters);
+        let hidden = model.hidden_states(&mut forward, &inputs.concat(), Some(cache));
+        let hidden = forward.tape().gather_rows(&hidden, last_rows);
+        let one_each = Segments::from_lengths(inputs.iter().map(|_| 1));
+        model.logits(&mut forward, &hidden, &one_each)
+    });
     for (row, run) in running.iter_mut().enumerate() {
         let token = options.sampling.choose(logits.value().row(row), &run.tokens, &mut run.stream);
         run.finish = run.accept(token, options, limit, on_text);

@@ -36,11 +36,14 @@ impl Workspace {
     /// A buffer of `len` floats with unspecified (initialised, possibly stale) contents.
     pub(crate) fn take(&self, len: usize) -> Buffer {
         let class = size_class(len);
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let data = free.get_mut(&class).and_then(Vec::pop);
-        drop(free);
-        let data = data.unwrap_or_else(|| vec![0.0; class]);
+        let data = self.pool.take(class).unwrap_or_else(|| vec![0.0; class]);
         Buffer { data, len, pool: Some(Arc::clone(&self.pool)) }
+    }
+
+    /// Runs `work` on a thread of the pool. Operations that begin there share their work at once; from any other thread
+    /// each of them would hand over and wait.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| work())
     }
 
     /// Bytes that lie in the pool, waiting for reuse.
@@ -65,6 +68,26 @@ impl Default for Workspace {
 struct Pool {
     /// Free buffers by size class.
     free: Mutex<BTreeMap<usize, Vec<Vec<f32>>>>,
+}
+
+impl Pool {
+    /// A free buffer of at least `class` floats and at most twice as many: batches differ in length, and a short one
+    /// takes the buffers of a long one. Where there is none, free buffers that the new one outgrows are given up in
+    /// exchange, so that the pool holds what the longest batch needs and not the sum over all lengths.
+    fn take(&self, class: usize) -> Option<Vec<f32>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = free.range(class..=2 * class).find(|(_, buffers)| !buffers.is_empty()).map(|(size, _)| *size);
+        if let Some(size) = fitting {
+            return free.get_mut(&size).and_then(Vec::pop);
+        }
+        let mut given_up = 0;
+        for (size, buffers) in free.range_mut(class / 2..class).rev() {
+            while given_up < class && buffers.pop().is_some() {
+                given_up += size;
+            }
+        }
+        None
+    }
 }
 
 /// Rounds up to one of eight sizes an octave, so that batches of slightly different lengths share buffers and at most
@@ -130,6 +153,21 @@ mod tests {
         assert_eq!(second.as_ptr(), address);
         assert_eq!(second.len(), 1001);
         assert_eq!(workspace.idle_bytes(), 0);
+    }
+
+    #[test]
+    fn a_short_batch_takes_the_buffer_of_a_long_one_and_a_longer_one_replaces_it() {
+        let workspace = Workspace::new();
+        drop(workspace.take(1000));
+        let held = workspace.idle_bytes();
+        let short = workspace.take(600);
+        assert_eq!((short.len(), workspace.idle_bytes()), (600, 0));
+        drop(short);
+        assert_eq!(workspace.idle_bytes(), held);
+        let long = workspace.take(1500);
+        assert_eq!(workspace.idle_bytes(), 0, "the outgrown buffer is given up");
+        drop(long);
+        assert!(workspace.idle_bytes() >= 6000);
     }
 
     #[test]

@@ -53,9 +53,11 @@ fn main() {
         let start = Instant::now();
         let batch = Batch::new(&examples);
         gradients.clear();
-        let mut tape = Tape::training(&workspace, Seed(step as u64));
-        let entropy = batch.cross_entropy(&mut tape, model, Some(&adapter));
-        tape.backward_scalar(entropy.sum, 1.0 / batch.labelled() as f32, &mut gradients);
+        workspace.run(|| {
+            let mut tape = Tape::training(&workspace, Seed(step as u64));
+            let entropy = batch.cross_entropy(&mut tape, model, Some(&adapter));
+            tape.backward_scalar(entropy.sum, 1.0 / batch.labelled() as f32, &mut gradients);
+        });
         optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4).expect("every tensor has a gradient");
         seconds.push(start.elapsed().as_secs_f64());
     }

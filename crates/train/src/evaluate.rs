@@ -77,10 +77,12 @@ pub fn evaluate_loss(
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in plan.epoch(0) {
         let batch = Batch::new(batch.iter().map(|index| &examples[*index]));
-        let mut tape = Tape::evaluating(workspace);
-        let entropy = batch.cross_entropy(&mut tape, model, adapter);
-        sum += entropy.per_row.iter().map(|value| f64::from(*value)).sum::<f64>();
-        tokens += entropy.per_row.len();
+        let losses = workspace.run(|| {
+            let mut tape = Tape::evaluating(workspace);
+            batch.cross_entropy(&mut tape, model, adapter).per_row
+        });
+        sum += losses.iter().map(|value| f64::from(*value)).sum::<f64>();
+        tokens += losses.len();
     }
     let loss = sum / tokens.max(1) as f64;
     Ok(Evaluation { loss, perplexity: loss.exp(), tokens, bleu: None })

@@ -260,10 +260,15 @@ impl Session<'_> {
             let batch = Batch::new(indices.iter().map(|index| &examples[*index]));
             tokens += batch.ids.len() as u64;
             let dropout = self.seed.derive("step", step).derive("batch", number as u64);
-            let mut tape = Tape::training(self.run.workspace, dropout);
-            let entropy = batch.cross_entropy(&mut tape, self.run.model, Some(adapter));
-            sum += f64::from(entropy.sum.value().data()[0]);
-            tape.backward_scalar(entropy.sum, 1.0 / labelled as f32, &mut self.gradients);
+            let (workspace, model, gradients) = (self.run.workspace, self.run.model, &mut self.gradients);
+            let adapter = &*adapter;
+            sum += workspace.run(move || {
+                let mut tape = Tape::training(workspace, dropout);
+                let entropy = batch.cross_entropy(&mut tape, model, Some(adapter));
+                let sum = f64::from(entropy.sum.value().data()[0]);
+                tape.backward_scalar(entropy.sum, 1.0 / labelled as f32, gradients);
+                sum
+            });
         }
         let loss = sum / labelled as f64;
         let max_norm = self.run.arguments.max_grad_norm;
