@@ -59,10 +59,8 @@ impl Gguf {
         }
         let mut stored = BTreeMap::new();
         let mut names = BTreeMap::new();
-        for (gguf_name, info) in &content.tensor_infos {
-            if gguf_name == ROPE_FREQUENCIES {
-                continue;
-            }
+        let tensors: BTreeMap<_, _> = content.tensor_infos.iter().collect();
+        for (gguf_name, info) in tensors.into_iter().filter(|(name, _)| *name != ROPE_FREQUENCIES) {
             let name = hugging_face_name(gguf_name).unwrap_or_else(|| gguf_name.clone());
             // Formats of intermediate products, which files do not hold and the reader does not read.
             let unsupported =
@@ -294,7 +292,8 @@ fn config_json(
         "use_cache": true,
         "vocab_size": vocabulary,
     });
-    let Value::Object(config) = config else { unreachable!("the literal above is an object") };
+    let Value::Object(mut config) = config else { unreachable!("the literal above is an object") };
+    config.retain(|_, value| !value.is_null());
     Ok(config)
 }
 

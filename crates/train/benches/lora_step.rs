@@ -4,6 +4,8 @@
 //! `cargo bench -p tunesmith-train --bench lora_step -- MODEL [BATCH [SEQUENCE [RANK [STEPS]]]]`, MODEL being a Hugging
 //! Face folder or a GGUF file. Prints one line of JSON.
 
+#![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
+
 use std::path::Path;
 use std::time::Instant;
 
