@@ -12,8 +12,8 @@ use std::time::Instant;
 use serde_json::json;
 use tunesmith_methods::{MethodConfig, ModelDescription, TaskType, build};
 use tunesmith_models::{LoadOptions, load};
-use tunesmith_tensor::{Gradients, Seed, Tape, Workspace};
-use tunesmith_train::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, peak_memory};
+use tunesmith_tensor::{Gradients, Seed, Workspace};
+use tunesmith_train::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, mean_loss, peak_memory};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -55,11 +55,7 @@ fn main() {
         let start = Instant::now();
         let batch = Batch::new(&examples);
         gradients.clear();
-        workspace.run(|| {
-            let mut tape = Tape::training(&workspace, Seed(step as u64));
-            let entropy = batch.cross_entropy(&mut tape, model, Some(&adapter));
-            tape.backward_scalar(entropy.sum, 1.0 / batch.labelled() as f32, &mut gradients);
-        });
+        mean_loss(&[batch], model, &adapter, &workspace, Some(Seed(step as u64)), &mut gradients);
         optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4).expect("every tensor has a gradient");
         seconds.push(start.elapsed().as_secs_f64());
     }

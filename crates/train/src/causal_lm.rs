@@ -1,7 +1,7 @@
 //! The loss of causal language models: every row predicts the next token of its sequence.
 
 use tunesmith_models::Model;
-use tunesmith_tensor::{Adapter, CrossEntropy, Forward, IGNORED_TARGET, Segments, Tape};
+use tunesmith_tensor::{Adapter, CrossEntropy, Forward, Gradients, IGNORED_TARGET, Seed, Segments, Tape, Workspace};
 
 use crate::Example;
 
@@ -41,9 +41,31 @@ impl Batch {
     }
 }
 
-/// Targets that an example contributes: labels of its second token and later ones that are not masked.
-pub(crate) fn labelled_targets(example: &Example) -> usize {
-    next_labels(&example.labels).filter(|label| *label != IGNORED_TARGET).count()
+/// The mean cross-entropy of all labelled tokens of `batches`, in nats; adds its gradients to `gradients`. However the
+/// examples are cut into batches, each labelled token weighs the same. `dropout` seeds the masks; `None` turns them off.
+pub fn mean_loss(
+    batches: &[Batch],
+    model: &dyn Model,
+    adapter: &Adapter,
+    workspace: &Workspace,
+    dropout: Option<Seed>,
+    gradients: &mut Gradients,
+) -> f64 {
+    let labelled: usize = batches.iter().map(Batch::labelled).sum();
+    let mut sum = 0.0;
+    for (number, batch) in batches.iter().enumerate() {
+        sum += workspace.run(|| {
+            let mut tape = match dropout {
+                Some(seed) => Tape::training(workspace, seed.derive("batch", number as u64)),
+                None => Tape::differentiating(workspace),
+            };
+            let entropy = batch.cross_entropy(&mut tape, model, Some(adapter));
+            let sum = f64::from(entropy.sum.value().data()[0]);
+            tape.backward_scalar(entropy.sum, 1.0 / labelled as f32, gradients);
+            sum
+        });
+    }
+    sum / labelled as f64
 }
 
 /// The labels shifted by one: row `t` predicts token `t + 1`, the last row nothing.
@@ -65,6 +87,5 @@ mod tests {
         assert_eq!(batch.targets, [6, 7, masked, 9, masked]);
         assert_eq!(batch.segments, Segments::from_lengths([3, 2]));
         assert_eq!(batch.labelled(), 3);
-        assert_eq!(labelled_targets(&second), 1);
     }
 }

@@ -18,7 +18,7 @@ mod trainer;
 
 pub use arguments::{BestMetric, TrainingArguments};
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
-pub use causal_lm::Batch;
+pub use causal_lm::{Batch, mean_loss};
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
 pub use data::{
     DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Record, Records, generation_cases,

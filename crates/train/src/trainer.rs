@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 use tunesmith_models::{Model, TextTokenizer};
-use tunesmith_tensor::{Adapter, Gradients, Parameter, Seed, Tape, Workspace};
+use tunesmith_tensor::{Adapter, Gradients, Parameter, Seed, Workspace};
 
-use crate::causal_lm::{Batch, labelled_targets};
+use crate::causal_lm::{Batch, mean_loss};
 use crate::evaluate::{Evaluation, Validation};
 use crate::{
     AdamW, BatchPlan, Checkpoints, EvaluationLine, Example, LearningRateSchedule, OPTIMIZER_FILE, ParameterGroup,
@@ -253,24 +253,12 @@ impl Session<'_> {
         let start = Instant::now();
         let step = self.state.global_step;
         let examples = self.run.examples;
-        let labelled: usize = window.iter().flatten().map(|index| labelled_targets(&examples[*index])).sum();
+        let batch = |indices: &Vec<usize>| Batch::new(indices.iter().map(|index| &examples[*index]));
+        let batches: Vec<Batch> = window.iter().map(batch).collect();
+        let tokens = batches.iter().map(|batch| batch.ids.len() as u64).sum();
+        let dropout = Some(self.seed.derive("step", step));
         self.gradients.clear();
-        let (mut sum, mut tokens) = (0.0, 0);
-        for (number, indices) in window.iter().enumerate() {
-            let batch = Batch::new(indices.iter().map(|index| &examples[*index]));
-            tokens += batch.ids.len() as u64;
-            let dropout = self.seed.derive("step", step).derive("batch", number as u64);
-            let (workspace, model, gradients) = (self.run.workspace, self.run.model, &mut self.gradients);
-            let adapter = &*adapter;
-            sum += workspace.run(move || {
-                let mut tape = Tape::training(workspace, dropout);
-                let entropy = batch.cross_entropy(&mut tape, model, Some(adapter));
-                let sum = f64::from(entropy.sum.value().data()[0]);
-                tape.backward_scalar(entropy.sum, 1.0 / labelled as f32, gradients);
-                sum
-            });
-        }
-        let loss = sum / labelled as f64;
+        let loss = mean_loss(&batches, self.run.model, adapter, self.run.workspace, dropout, &mut self.gradients);
         let max_norm = self.run.arguments.max_grad_norm;
         let grad_norm = clip_grad_norm(&adapter.parameters(), &mut self.gradients, max_norm);
         if !loss.is_finite() || !grad_norm.is_finite() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tunesmith_methods::{BuiltAdapter, LoraPlus, ModelDescription, TaskType, load_adapter, save_adapter};
 use tunesmith_models::{Cache, GenerationDefaults, Model, NumberFormat, load_model, save_folder};
 use tunesmith_tensor::{Adapter, Forward, Gradients, IGNORED_TARGET, Parameter, Segments, SiteId, Tape, Workspace};
-use tunesmith_train::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, merged_tensors};
+use tunesmith_train::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, mean_loss, merged_tensors};
 
 use crate::Outcome;
 use crate::compare::Errors;
@@ -20,7 +20,7 @@ pub(crate) fn base(architecture: &Path) -> Outcome {
     let inputs = Inputs::of(&io);
     let mut errors = Errors::default();
     errors.compare("logits", "", &logits(&*model, None, &inputs), &real_rows(&io["logits"], &inputs));
-    let (loss, _) = loss_and_gradients(&*model, None, &inputs);
+    let (loss, _) = loss_and_gradients(&*model, &Adapter::new(), &inputs);
     errors.compare("loss", "", &[loss], &io["loss"].values);
 
     let generate = std::fs::read(architecture.join("generate.json")).expect("decoders have generate.json");
@@ -48,7 +48,7 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
     errors.compare("logits", "", &found, &real_rows(&expect["logits"], &inputs));
     errors.require(found != logits(&*model, None, &inputs), "the adapter changes nothing");
 
-    let (loss, gradients) = loss_and_gradients(&*model, Some(&adapter), &inputs);
+    let (loss, gradients) = loss_and_gradients(&*model, &adapter, &inputs);
     errors.compare("loss", "", &[loss], &expect["loss"].values);
     compare_parameters(&mut errors, "grad", &adapter, &expect, |parameter| {
         gradients.get(parameter.id()).expect("every trainable tensor has a gradient").to_vec()
@@ -100,17 +100,12 @@ fn batch(inputs: &Inputs) -> Batch {
     Batch::new(&examples)
 }
 
-/// The mean loss and, with an adapter, its gradients.
-fn loss_and_gradients(model: &dyn Model, adapter: Option<&Adapter>, inputs: &Inputs) -> (f32, Gradients) {
-    let batch = batch(inputs);
+/// The mean loss and its gradients, as training computes them.
+fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Inputs) -> (f32, Gradients) {
     let workspace = Workspace::new();
-    let mut tape = Tape::differentiating(&workspace);
-    let entropy = batch.cross_entropy(&mut tape, model, adapter);
-    let labelled = batch.labelled() as f32;
-    let loss = entropy.sum.value().data()[0] / labelled;
     let mut gradients = Gradients::new(&workspace);
-    tape.backward_scalar(entropy.sum, 1.0 / labelled, &mut gradients);
-    (loss, gradients)
+    let loss = mean_loss(&[batch(inputs)], model, adapter, &workspace, None, &mut gradients);
+    (loss as f32, gradients)
 }
 
 /// Compares a tensor of every parameter with `kind.NAME`, and the sets of names.
@@ -144,7 +139,7 @@ fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Inputs, lora_pl
         })
     });
     let step = |_| {
-        let (loss, gradients) = loss_and_gradients(model, Some(adapter), inputs);
+        let (loss, gradients) = loss_and_gradients(model, adapter, inputs);
         optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-2).expect("every tensor has a gradient");
         loss
     };

@@ -32,7 +32,7 @@ impl Errors {
             Some((_, worst)) => *worst = error,
             None => self.kinds.push((kind, error)),
         }
-        if !(error <= TOLERANCE) {
+        if error.is_nan() || error > TOLERANCE {
             self.problem(format!("{kind} {name}: relative error {error:.1e} exceeds {TOLERANCE:.0e}"));
         }
     }
