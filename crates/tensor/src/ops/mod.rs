@@ -45,3 +45,56 @@ pub(crate) fn for_each_row_block(data: &mut [f32], cols: usize, work: impl Fn(us
         data.par_chunks_mut(block).enumerate().for_each(run);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::finite_differences::random;
+    use crate::{Base, FrozenWeight, Gradients, Parameter, Projection, Rotary, Seed, Tape, Workspace};
+
+    /// A small model's worth of operations, large enough that every one of them is shared between threads: its loss and
+    /// all gradients as bits.
+    fn pass() -> Vec<u32> {
+        const ROWS: usize = 300;
+        let workspace = Workspace::new();
+        let weight = FrozenWeight::float32(random(256, 128, 0));
+        let head = FrozenWeight::float32(random(1000, 128, 1));
+        let shapes = [(ROWS, 128), (1, 128), (16, 128), (256, 16), (128, 256)];
+        let parameters: Vec<Parameter> = shapes
+            .iter()
+            .enumerate()
+            .map(|(index, (rows, cols))| Parameter::new("parameter", random(*rows, *cols, 2 + index as u64)))
+            .collect();
+        let mut tape = Tape::training(&workspace, Seed(1));
+        let [x, norm, a, b, down] = [0, 1, 2, 3, 4].map(|index| tape.parameter(&parameters[index]));
+        let normed = tape.rms_norm(&x, &norm, 1e-5);
+        let dropped = tape.dropout(&normed, 0.1);
+        let low = tape.matmul_nt(&dropped, &a);
+        let wide = tape.linear(&normed, &weight, None);
+        let wide = tape.add_product(wide, 0..ROWS, &low, &b, 0.5);
+        let positions: Vec<usize> = (0..ROWS).collect();
+        let turned = tape.rotary(wide.clone(), &Rotary::new(&[1.0, 0.1, 0.01, 0.001], &positions, 1.0));
+        let gated = tape.silu_mul(&turned, &wide);
+        let fed = tape.matmul_nt(&gated, &down);
+        let sum = tape.add(&x, fed);
+        let targets: Vec<u32> = (0..ROWS as u32).map(|row| row * 3).collect();
+        let projection = Projection::frozen(&sum, Base { weight: &head, bias: None });
+        let loss = tape.cross_entropy(&projection, &targets).sum;
+        let mut bits = vec![loss.value().data()[0].to_bits()];
+        let mut gradients = Gradients::new(&workspace);
+        tape.backward_scalar(loss, 1.0, &mut gradients);
+        for parameter in &parameters {
+            let gradient = gradients.get(parameter.id()).expect("every parameter is reached");
+            bits.extend(gradient.data().iter().map(|value| value.to_bits()));
+        }
+        bits
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let with = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(pass);
+        let one = with(1);
+        for threads in [2, 3, 5] {
+            assert_eq!(with(threads), one, "{threads} threads");
+        }
+    }
+}
