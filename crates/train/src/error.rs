@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use tunesmith_methods::MethodError;
 use tunesmith_models::ModelError;
 
 use crate::checkpoint::Difference;
@@ -131,6 +132,10 @@ pub enum TrainError {
     /// A model could not be read, written or asked.
     #[error(transparent)]
     Model(#[from] ModelError),
+
+    /// An adapter could not be read or written.
+    #[error(transparent)]
+    Method(#[from] MethodError),
 
     /// A loss or gradient that is not a number; no update was made with it.
     #[error(
