@@ -14,9 +14,6 @@ pub struct MergedWeight {
     pub weight: Matrix,
     /// `[1, out]`, where the site has a bias.
     pub bias: Option<Matrix>,
-    /// Other sites that shared the frozen weight and do not share this one: a saved model must hold both, and no longer
-    /// tie them.
-    pub untied_from: Vec<SiteId>,
 }
 
 /// The weights that `adapter` changes, in site order.
@@ -40,11 +37,7 @@ pub fn merged(adapter: &Adapter, model: &ModelDescription<'_>) -> Result<Vec<Mer
         if !is_finite(&weight) || !bias.as_ref().is_none_or(is_finite) {
             broken.push(model.sites[site.0].path.clone());
         }
-        let others = model.weight_sites().filter(|(other, _)| {
-            *other != site && (model.base)(*other).is_some_and(|other| other.weight.is_same(base.weight))
-        });
-        let untied_from = others.map(|(other, _)| other).collect();
-        weights.push(MergedWeight { site, weight, bias, untied_from });
+        weights.push(MergedWeight { site, weight, bias });
     }
     if broken.is_empty() { Ok(weights) } else { Err(MethodError::NotFinite { modules: broken }) }
 }
