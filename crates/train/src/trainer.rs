@@ -237,6 +237,9 @@ impl Session<'_> {
                 if let Some(ending) = self.after_update(adapter, &progress, observer)? {
                     return Ok(ending);
                 }
+                if self.state.global_step == self.state.max_steps {
+                    return Ok(Ending::Finished);
+                }
             }
         }
         Ok(Ending::Finished)
