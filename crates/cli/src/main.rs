@@ -1,3 +1,32 @@
 //! The program `tunesmith`.
 
-fn main() {}
+mod args;
+mod base;
+mod commands;
+mod config;
+mod e2e_sample;
+mod failure;
+mod hub;
+mod interrupt;
+mod names;
+mod nearest;
+mod plot;
+mod progress;
+mod pull;
+mod terminal;
+mod training;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match commands::run(args::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::note(format_args!("error: {error:#}"));
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}

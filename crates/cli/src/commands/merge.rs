@@ -1,0 +1,38 @@
+//! `tunesmith merge`: base and adapter as one Hugging Face model folder.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use tunesmith_methods::merged;
+use tunesmith_models::{NumberFormat, save_folder};
+
+use crate::args::{DtypeArg, MergeArgs};
+use crate::base::Base;
+use crate::failure::Misuse;
+use crate::terminal;
+
+pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    let (base, Some(adapter)) = Base::from_args(&args.model)? else {
+        return Err(Misuse("there is nothing to merge: give an adapter with --adapter".into()).into());
+    };
+    let weights = base.describe(|description| merged(&adapter.adapter, description))?;
+    let count = weights.len();
+    let mut replaced = BTreeMap::new();
+    for merged in weights {
+        let path = &base.model().sites()[merged.site.0].path;
+        replaced.insert(format!("{path}.weight"), merged.weight);
+        replaced.extend(merged.bias.map(|bias| (format!("{path}.bias"), bias)));
+    }
+    let format = match args.dtype {
+        None => base.pretrained.format,
+        Some(DtypeArg::F32) => NumberFormat::F32,
+        Some(DtypeArg::F16) => NumberFormat::F16,
+        Some(DtypeArg::Bf16) => NumberFormat::Bf16,
+    };
+    let tokenizer = &base.pretrained.tokenizer;
+    let generation = &base.pretrained.generation;
+    save_folder(&args.output, base.model(), Some(tokenizer), generation, &replaced, format)?;
+    terminal::note(format_args!("merged {count} modules, saved as {}", format.torch_name()));
+    writeln!(io::stdout(), "{}", args.output.display())?;
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! `tunesmith train`: trains an adapter as a YAML file says.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use indicatif::HumanCount;
+use tunesmith_train::{Ending, LOG_FILE, Report};
+
+use crate::args::TrainArgs;
+use crate::config::Written;
+use crate::failure::{Interrupted, Misuse};
+use crate::interrupt::Interrupt;
+use crate::plot::LossCurve;
+use crate::terminal;
+use crate::training::{Training, describe};
+
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let config = Written::read(&args.config, &args.overrides)?.build()?;
+    let output = config.run.output_dir.clone();
+    if !args.resume && !args.overwrite {
+        check_unused(&output)?;
+    }
+    let training = Training::prepare(config)?;
+    let mut built = training.build_adapter()?;
+    terminal::note(describe_run(&training, built.adapter.trainable_values()));
+    let interrupt = Interrupt::listen("finishing the step and saving")?;
+    let report = training.run(&mut built, args.resume, &interrupt)?;
+    let curve = LossCurve::read(&output.join(LOG_FILE))?;
+    let picture = output.join("loss.svg");
+    curve.write_svg(&picture, &format!("Loss of {}", output.display()))?;
+    if let Ending::Stopped(checkpoint) = &report.ending {
+        return Err(Interrupted(format!(
+            "stopped after step {} of {}, which is saved in {}. To go on:\n  {}",
+            report.state.global_step,
+            report.state.max_steps,
+            checkpoint.display(),
+            resume_command(args)
+        ))
+        .into());
+    }
+    summarise(&report, &curve, &output).context("cannot write to standard output")
+}
+
+/// An earlier run's results are not written over by accident.
+fn check_unused(output: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(output).into_iter().flatten().flatten();
+    let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let Some(found) = names.iter().find(|name| name.starts_with("checkpoint-") || *name == "adapter_config.json")
+    else {
+        return Ok(());
+    };
+    Err(Misuse(format!(
+        "output_dir {} holds {found} of an earlier run: --resume goes on with that run, --overwrite begins anew, and \
+         output_dir=FOLDER puts this one elsewhere",
+        output.display()
+    ))
+    .into())
+}
+
+fn describe_run(training: &Training, trainable: usize) -> String {
+    let all: usize = training.base.model().tensors().iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
+    let data = &training.train;
+    let validation = training.validation.as_ref().map(|set| format!(", {} for validation", set.examples.len()));
+    format!(
+        "{}: {} parameters, {} trainable ({:.2} %)\n{} examples with {} tokens, {} of them to be learned{}",
+        training.base.name,
+        HumanCount(all as u64),
+        HumanCount(trainable as u64),
+        100.0 * trainable as f64 / all as f64,
+        data.examples.len(),
+        data.tokens(),
+        data.labelled(),
+        validation.unwrap_or_default()
+    )
+}
+
+fn summarise(report: &Report, curve: &LossCurve, output: &Path) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if report.train_tokens == 0 {
+        writeln!(out, "the run was finished already, after {} steps", report.state.global_step)?;
+    } else {
+        let speed = report.train_tokens as f64 / report.train_seconds.max(f64::MIN_POSITIVE);
+        writeln!(
+            out,
+            "{} steps, {} tokens in {:.0} s of training ({speed:.0} tokens/s)",
+            report.state.global_step, report.train_tokens, report.train_seconds
+        )?;
+    }
+    writeln!(out, "loss        {}", curve.sparkline(48))?;
+    if let Some(evaluation) = &report.evaluation {
+        writeln!(out, "validation  {}", describe(evaluation))?;
+    }
+    writeln!(out, "adapter     {}", output.display())?;
+    writeln!(out, "try it      tunesmith generate -a {} 'PROMPT'", quoted(&output.to_string_lossy()))
+}
+
+fn resume_command(args: &TrainArgs) -> String {
+    let mut words = vec!["tunesmith train".to_owned(), quoted(&args.config.to_string_lossy())];
+    words.extend(args.overrides.iter().map(|text| quoted(text)));
+    words.push("--resume".to_owned());
+    words.join(" ")
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,@%+".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_go_on_can_be_pasted() {
+        let args = TrainArgs {
+            config: "my run.yaml".into(),
+            overrides: vec!["peft.r=16".into(), "delimiter=||".into(), "prompt_prefix=it's".into()],
+            resume: false,
+            overwrite: false,
+        };
+        let expected = r"tunesmith train 'my run.yaml' peft.r=16 'delimiter=||' 'prompt_prefix=it'\''s' --resume";
+        assert_eq!(resume_command(&args), expected);
+    }
+
+    #[test]
+    fn a_folder_with_results_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_unused(folder.path()).is_ok() && check_unused(&folder.path().join("new")).is_ok());
+        fs::create_dir(folder.path().join("checkpoint-5")).unwrap();
+        let message = check_unused(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("holds checkpoint-5 of an earlier run: --resume"), "{message}");
+    }
+}

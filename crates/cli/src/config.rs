@@ -1,0 +1,517 @@
+//! The configuration of a run: a YAML file with Hugging Face's names, flat but for `peft:`, and `key=value` overrides.
+//!
+//! Two stages: reading the text (what was written, and where), then building (what it means). Building reports
+//! everything that is wrong at once.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use indexmap::IndexMap;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
+use tunesmith_methods::{ConfigProblem, MethodConfig, MethodError};
+use tunesmith_train::{BestMetric, DataOptions, TrainError, TrainingArguments};
+
+use crate::failure::Misuse;
+use crate::nearest::nearest;
+
+/// A run, ready to start.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RunConfig {
+    /// The base model and where results go.
+    pub(crate) run: RunOptions,
+    /// What the data is.
+    pub(crate) data: DataOptions,
+    /// How to train.
+    pub(crate) arguments: TrainingArguments,
+    /// The method.
+    pub(crate) peft: MethodConfig,
+}
+
+/// Keys of a run that belong to the program itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunOptions {
+    /// The base model: a pulled name, a Hugging Face folder, or a `.gguf` file.
+    pub(crate) model_name_or_path: String,
+    /// A folder with, or the path of, another `tokenizer.json`. Default: the model's.
+    pub(crate) tokenizer_name_or_path: Option<PathBuf>,
+    /// A file with another chat template, in Jinja. Default: the model's.
+    pub(crate) chat_template: Option<PathBuf>,
+    /// Where the adapter, the checkpoints and the log go.
+    pub(crate) output_dir: PathBuf,
+    /// Whether evaluation also generates continuations and scores them with BLEU. Default false.
+    pub(crate) predict_with_generate: bool,
+    /// New tokens of such a continuation, at most. Default 128.
+    pub(crate) generation_max_new_tokens: usize,
+    /// LoRA+: learning rate of `B` as a multiple of that of `A`. Default none: the same.
+    pub(crate) loraplus_lr_ratio: Option<f64>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            model_name_or_path: String::new(),
+            tokenizer_name_or_path: None,
+            chat_template: None,
+            output_dir: PathBuf::new(),
+            predict_with_generate: false,
+            generation_max_new_tokens: 128,
+            loraplus_lr_ratio: None,
+        }
+    }
+}
+
+const PEFT: &str = "peft";
+const REQUIRED: [(&str, &str); 4] = [
+    ("model_name_or_path", "the base model"),
+    ("output_dir", "where the results go"),
+    ("train_file", "the data"),
+    (PEFT, "the method, such as {peft_type: LORA, r: 8}"),
+];
+
+impl RunConfig {
+    /// Every key with its value, defaults included, as JSON.
+    pub(crate) fn resolved(&self) -> Map<String, Value> {
+        let mut all = as_map(&self.run);
+        all.extend(as_map(&self.data));
+        all.extend(as_map(&self.arguments));
+        let peft = serde_json::from_str::<Map<String, Value>>(&self.peft.to_adapter_config());
+        let mut peft = peft.expect("a method's configuration is written as a JSON object");
+        peft.remove("inference_mode");
+        all.insert(PEFT.to_owned(), Value::Object(peft));
+        all
+    }
+
+    /// The same as YAML, without the keys that are not set: a configuration that gives this run again.
+    pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
+        let mut all = self.resolved();
+        all.retain(|_, value| !value.is_null());
+        if let Some(Value::Object(peft)) = all.get_mut(PEFT) {
+            peft.retain(|_, value| !value.is_null());
+        }
+        serde_saphyr::to_string(&all).context("cannot write the configuration as YAML")
+    }
+}
+
+/// What was written, before it is known whether it makes sense.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// The file, or what else to call the source in messages.
+    source: String,
+    values: Map<String, Value>,
+    /// Line of each key in the file, dotted where nested. Keys given on the command line have none.
+    lines: HashMap<String, u64>,
+}
+
+impl Written {
+    /// Reads a configuration file and puts `overrides` (`key=value`, dotted for nested keys, values in YAML) over it.
+    pub(crate) fn read(file: &Path, overrides: &[String]) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(file)
+            .map_err(|error| Misuse(format!("cannot read the configuration {}: {error}", file.display())))?;
+        Self::parse(&file.display().to_string(), &text, overrides)
+    }
+
+    /// Overrides alone.
+    pub(crate) fn command_line(overrides: &[String]) -> anyhow::Result<Self> {
+        Self::parse("the command line", "{}", overrides)
+    }
+
+    /// Reads the text of a file; `source` names it in messages.
+    pub(crate) fn parse(source: &str, text: &str, overrides: &[String]) -> anyhow::Result<Self> {
+        let value: Value =
+            serde_saphyr::from_str(text).map_err(|error| Misuse(format!("{source} is not valid YAML: {error}")))?;
+        let values = match value {
+            Value::Object(values) => values,
+            Value::Null => Map::new(),
+            _ => return Err(Misuse(format!("{source} must hold `key: value` lines")).into()),
+        };
+        let mut written = Self { source: source.to_owned(), values, lines: lines_of_keys(text) };
+        for text in overrides {
+            written.set(text)?;
+        }
+        Ok(written)
+    }
+
+    fn set(&mut self, text: &str) -> anyhow::Result<()> {
+        let (key, value) = text
+            .split_once('=')
+            .filter(|(key, _)| !key.trim().is_empty())
+            .ok_or_else(|| Misuse(format!("'{text}' is not KEY=VALUE, such as learning_rate=1e-4 or peft.r=16")))?;
+        let (key, value) = (key.trim(), value.trim());
+        // What is no YAML, such as a delimiter `||`, is text.
+        let value = serde_saphyr::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+        self.lines.remove(key);
+        let mut path = key.split('.');
+        let first = path.next().unwrap_or(key);
+        let mut place = self.values.entry(first).or_insert(Value::Null);
+        for part in path {
+            if place.is_null() {
+                *place = Value::Object(Map::new());
+            }
+            place = match place {
+                Value::Object(values) => values.entry(part).or_insert(Value::Null),
+                _ => return Err(Misuse(format!("'{text}' reaches into '{first}', which is not a mapping")).into()),
+            };
+        }
+        *place = value;
+        Ok(())
+    }
+
+    /// The whole run.
+    ///
+    /// # Errors
+    /// [`Misuse`] with every problem: unknown keys, missing keys, wrong types, values that cannot be.
+    pub(crate) fn build(self) -> anyhow::Result<RunConfig> {
+        let mut problems = Problems::default();
+        for (key, meaning) in REQUIRED {
+            if self.values.get(key).is_none_or(Value::is_null) {
+                problems.0.push((None, format!("{key} is missing: {meaning}")));
+            }
+        }
+        let run = self.section(&mut problems);
+        let data = self.section(&mut problems);
+        let arguments: TrainingArguments = self.section(&mut problems);
+        self.check_keys(
+            &[keys::<RunOptions>(), keys::<DataOptions>(), keys::<TrainingArguments>(), vec![PEFT.to_owned()]],
+            &mut problems,
+        );
+        if let Err(TrainError::InvalidArguments { problems: wrong }) = arguments.validate() {
+            for text in wrong {
+                let key = text.split(' ').next().unwrap_or_default();
+                problems.0.push((self.lines.get(key).copied(), text.clone()));
+            }
+        }
+        self.check_evaluation(&run, &data, &arguments, &mut problems);
+        let peft = self.peft(&mut problems);
+        problems.into_result(&self.source)?;
+        let peft = peft.context("the method's configuration has neither value nor problem")?;
+        Ok(RunConfig { run, data, arguments, peft })
+    }
+
+    /// Data options alone.
+    ///
+    /// # Errors
+    /// [`Misuse`] with every problem.
+    pub(crate) fn build_data_options(self) -> anyhow::Result<DataOptions> {
+        let mut problems = Problems::default();
+        let data = self.section(&mut problems);
+        self.check_keys(&[keys::<DataOptions>()], &mut problems);
+        problems.into_result(&self.source)?;
+        Ok(data)
+    }
+
+    /// The keys that `T` has, read over its defaults, each on its own so that every wrong value is found.
+    fn section<T: Default + Serialize + DeserializeOwned>(&self, problems: &mut Problems) -> T {
+        let defaults = as_map(&T::default());
+        let mut all = defaults.clone();
+        for key in defaults.keys() {
+            let Some(value) = self.values.get(key).filter(|value| !value.is_null()) else { continue };
+            let mut alone = defaults.clone();
+            alone.insert(key.clone(), value.clone());
+            match serde_json::from_value::<T>(Value::Object(alone)) {
+                Ok(_) => drop(all.insert(key.clone(), value.clone())),
+                Err(reason) => self.add(problems, key, format!("{key}: {}", in_plain_words(&reason.to_string()))),
+            }
+        }
+        serde_json::from_value(Value::Object(all)).unwrap_or_default()
+    }
+
+    /// What only makes sense together with something else.
+    fn check_evaluation(
+        &self,
+        run: &RunOptions,
+        data: &DataOptions,
+        arguments: &TrainingArguments,
+        problems: &mut Problems,
+    ) {
+        let no_file = data.validation_file.is_none();
+        let bleu = arguments.metric_for_best_model == BestMetric::Bleu;
+        let ratio = run.loraplus_lr_ratio;
+        for (wrong, key, reason) in [
+            (no_file && arguments.eval_steps.is_some(), "eval_steps", "needs a validation_file"),
+            (no_file && run.predict_with_generate, "predict_with_generate", "needs a validation_file"),
+            (no_file && arguments.load_best_model_at_end, "load_best_model_at_end", "needs a validation_file"),
+            (bleu && !run.predict_with_generate, "metric_for_best_model", "bleu needs predict_with_generate: true"),
+            (
+                ratio.is_some_and(|ratio| !ratio.is_finite() || ratio <= 0.0),
+                "loraplus_lr_ratio",
+                "must be more than 0, and is 16 in the paper",
+            ),
+        ] {
+            if wrong {
+                self.add(problems, key, format!("{key}: {reason}"));
+            }
+        }
+    }
+
+    fn peft(&self, problems: &mut Problems) -> Option<MethodConfig> {
+        let value = self.values.get(PEFT).filter(|value| !value.is_null())?;
+        let found = match MethodConfig::from_run_file(value) {
+            Ok(config) => return Some(config),
+            Err(MethodError::Config { problems, .. }) => problems,
+            Err(other) => {
+                self.add(problems, PEFT, other.to_string());
+                return None;
+            }
+        };
+        for problem in found {
+            let (key, text) = match &problem {
+                ConfigProblem::UnknownKey { key, nearest: None } if keys::<TrainingArguments>().contains(key) => {
+                    (key.clone(), format!("unknown key '{key}': it belongs at the left margin, not under {PEFT}:"))
+                }
+                ConfigProblem::Value { key, reason } => {
+                    (key.clone(), format!("{PEFT}.{key}: {}", in_plain_words(reason)))
+                }
+                ConfigProblem::UnknownKey { key, .. } => (key.clone(), format!("{PEFT}: {problem}")),
+                ConfigProblem::Unsupported { key, .. } => (key.clone(), format!("{PEFT}.{problem}")),
+                _ => (String::new(), format!("{PEFT}: {problem}")),
+            };
+            let place = if key.is_empty() { PEFT.to_owned() } else { format!("{PEFT}.{key}") };
+            let line = self.lines.get(&place);
+            problems.0.push((line.copied(), text));
+        }
+        None
+    }
+
+    fn check_keys(&self, sections: &[Vec<String>], problems: &mut Problems) {
+        let known: Vec<&str> = sections.iter().flatten().map(String::as_str).collect();
+        let has_peft = known.contains(&PEFT);
+        let peft_keys = if has_peft { method_keys() } else { Vec::new() };
+        for key in self.values.keys().filter(|key| !known.contains(&key.as_str())) {
+            let hint = match nearest(key, known.iter().copied()) {
+                _ if peft_keys.contains(key) => format!("it belongs under {PEFT}:, as {PEFT}.{key}"),
+                Some(near) => format!("did you mean '{near}'?"),
+                None => "see `tunesmith train --help` for an example".to_owned(),
+            };
+            self.add(problems, key, format!("unknown key '{key}'; {hint}"));
+        }
+    }
+
+    fn add(&self, problems: &mut Problems, key: &str, text: String) {
+        problems.0.push((self.lines.get(key).copied(), text));
+    }
+}
+
+/// What is wrong, with the line where that is known.
+#[derive(Default)]
+struct Problems(Vec<(Option<u64>, String)>);
+
+impl Problems {
+    fn into_result(mut self, source: &str) -> anyhow::Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        self.0.sort_by_key(|(line, _)| line.unwrap_or(u64::MAX));
+        let mut message = match self.0.len() {
+            1 => format!("{source} cannot be used:"),
+            count => format!("{source} cannot be used, for {count} reasons:"),
+        };
+        for (line, text) in &self.0 {
+            let place = line.map_or_else(String::new, |line| format!("line {line}: "));
+            let _ = write!(message, "\n  {place}{text}");
+        }
+        Err(Misuse(message).into())
+    }
+}
+
+/// The line of every key at the top level, and under `peft:`.
+fn lines_of_keys(text: &str) -> HashMap<String, u64> {
+    #[derive(Deserialize)]
+    struct Nested {
+        peft: IndexMap<String, Spanned<IgnoredAny>>,
+    }
+    let mut lines = HashMap::new();
+    if let Ok(keys) = serde_saphyr::from_str::<IndexMap<String, Spanned<IgnoredAny>>>(text) {
+        lines.extend(keys.into_iter().map(|(key, value)| (key, value.referenced.line())));
+    }
+    if let Ok(nested) = serde_saphyr::from_str::<Nested>(text) {
+        let keys = nested.peft.into_iter();
+        lines.extend(keys.map(|(key, value)| (format!("{PEFT}.{key}"), value.referenced.line())));
+    }
+    lines
+}
+
+fn keys<T: Default + Serialize>() -> Vec<String> {
+    as_map(&T::default()).into_iter().map(|(key, _)| key).collect()
+}
+
+/// The keys that stand under `peft:`.
+fn method_keys() -> Vec<String> {
+    let smallest = serde_json::json!({"peft_type": "LORA"});
+    let text = MethodConfig::from_run_file(&smallest).map(|config| config.to_adapter_config()).unwrap_or_default();
+    let values: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+    values.into_iter().map(|(key, _)| key).collect()
+}
+
+fn as_map<T: Serialize>(value: &T) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(values)) => values,
+        other => unreachable!("options are mappings with strings for keys, not {other:?}"),
+    }
+}
+
+/// What serde says of a wrong value, for people who don't know Rust: what was expected, and what was found.
+fn in_plain_words(reason: &str) -> String {
+    let unquoted = |text: &str| text.replace('`', "");
+    let Some((found, expected)) = reason.split_once(", expected ") else { return reason.to_owned() };
+    let expected = match expected {
+        "f64" | "f32" => "a number".to_owned(),
+        "u64" | "usize" | "u32" => "a whole number from 0".to_owned(),
+        "i64" => "a whole number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "path string" => "a path".to_owned(),
+        "a string" => "text".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        other => unquoted(other),
+    };
+    const KINDS: [(&str, &str); 7] = [
+        ("string ", "the text "),
+        ("integer ", "the number "),
+        ("floating point ", "the number "),
+        ("boolean ", ""),
+        ("map", "a mapping"),
+        ("sequence", "a list"),
+        ("null", "nothing"),
+    ];
+    let found =
+        ["invalid type: ", "invalid value: ", "unknown variant "].iter().find_map(|start| found.strip_prefix(start));
+    let Some(found) = found else { return reason.to_owned() };
+    let plain = KINDS.iter().find_map(|(kind, plain)| Some(format!("{plain}{}", found.strip_prefix(kind)?)));
+    format!("expected {expected}, found {}", unquoted(&plain.unwrap_or_else(|| found.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "\
+model_name_or_path: some/model
+output_dir: out
+train_file: data.jsonl
+learning_rate: 5e-4
+peft:
+  peft_type: LORA
+  r: 4
+";
+
+    fn build(text: &str, overrides: &[&str]) -> anyhow::Result<RunConfig> {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        Written::parse("run.yaml", text, &overrides)?.build()
+    }
+
+    fn problem(text: &str, overrides: &[&str]) -> String {
+        build(text, overrides).unwrap_err().to_string()
+    }
+
+    fn rank(config: &RunConfig) -> usize {
+        let MethodConfig::Lora(config) = &config.peft;
+        config.r
+    }
+
+    #[test]
+    fn the_smallest_configuration() {
+        let config = build(SMALLEST, &[]).unwrap();
+        assert_eq!(config.run.model_name_or_path, "some/model");
+        assert_eq!(config.data.train_file, PathBuf::from("data.jsonl"));
+        assert_eq!(config.arguments, TrainingArguments { learning_rate: 5e-4, ..TrainingArguments::default() });
+        assert_eq!(rank(&config), 4);
+    }
+
+    #[test]
+    fn overrides_win_and_are_yaml() {
+        let overrides = [
+            "learning_rate=1e-3",
+            "peft.r=16",
+            "peft.target_modules=[q_proj, v_proj]",
+            "delimiter=||",
+            "columns=[a, b]",
+            "prompt_suffix=\"\\n\"",
+            "max_steps=-1",
+            "validation_file=",
+            "lr_scheduler_type=cosine",
+        ];
+        let config = build(SMALLEST, &overrides).unwrap();
+        assert_eq!((config.arguments.learning_rate, rank(&config), config.arguments.max_steps), (1e-3, 16, None));
+        assert_eq!(config.data.delimiter.as_deref(), Some("||"));
+        assert_eq!(config.data.columns, Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(config.data.prompt_suffix, "\n");
+        assert_eq!(config.data.validation_file, None);
+        assert!(problem(SMALLEST, &["learning_rate"]).contains("'learning_rate' is not KEY=VALUE"));
+        assert!(problem(SMALLEST, &["seed.x=1", "seed.x.y=1"]).contains("reaches into 'seed'"));
+    }
+
+    #[test]
+    fn what_was_resolved_gives_the_same_run() {
+        let config = build(SMALLEST, &["peft.rank_pattern={q_proj: 2}", "save_steps=5", "delimiter='||'"]).unwrap();
+        assert_eq!(build(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+        let resolved = config.resolved();
+        assert_eq!(resolved["seed"], 42);
+        assert_eq!(resolved["peft"]["rank_pattern"]["q_proj"], 2);
+    }
+
+    #[test]
+    fn every_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+        let text = format!("{SMALLEST}  lora_alhpa: 8\nlora_alpha: 16\nlearning_rte: 1\nbf16: true\n");
+        assert_eq!(
+            problem(&text, &["sead=1", "peft.seed=1"]),
+            "run.yaml cannot be used, for 6 reasons:\n  \
+             line 8: peft: unknown key 'lora_alhpa'; did you mean 'lora_alpha'?\n  \
+             line 9: unknown key 'lora_alpha'; it belongs under peft:, as peft.lora_alpha\n  \
+             line 10: unknown key 'learning_rte'; did you mean 'learning_rate'?\n  \
+             line 11: unknown key 'bf16'; see `tunesmith train --help` for an example\n  \
+             unknown key 'sead'; did you mean 'seed'?\n  \
+             unknown key 'seed': it belongs at the left margin, not under peft:"
+        );
+    }
+
+    #[test]
+    fn every_wrong_type_is_named_with_what_was_expected_and_found() {
+        let text = "model_name_or_path: 7\nlearning_rate: fast\nseed: -1\nsave_steps: 1.5\ntruncate: maybe\n\
+                    columns: a\nlr_scheduler_type: liner\npeft: {peft_type: LORA, r: eight}\n";
+        let found = problem(text, &[]);
+        for line in [
+            "line 1: model_name_or_path: expected text, found the number 7",
+            "line 2: learning_rate: expected a number, found the text \"fast\"",
+            "line 3: seed: expected a whole number from 0, found the number -1",
+            "line 4: save_steps: expected a whole number from 0, found the number 1.5",
+            "line 5: truncate: expected true or false, found the text \"maybe\"",
+            "line 6: columns: expected a list, found the text \"a\"",
+            "line 7: lr_scheduler_type: expected one of constant, constant_with_warmup, linear, cosine, found liner",
+            "line 8: peft.r: expected a whole number from 0, found the text \"eight\"",
+            "output_dir is missing",
+            "train_file is missing",
+        ] {
+            assert!(found.contains(line), "{line:?} is not in:\n{found}");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_named_too() {
+        let found = problem(SMALLEST, &["warmup_ratio=2", "per_device_train_batch_size=0", "peft.lora_dropout=1"]);
+        assert!(found.contains("warmup_ratio is 2, must lie between 0 and 1"), "{found}");
+        assert!(found.contains("per_device_train_batch_size is 0, must be at least 1"), "{found}");
+        assert!(found.contains("peft.lora_dropout: a probability"), "{found}");
+    }
+
+    #[test]
+    fn text_that_is_no_mapping_is_refused() {
+        assert!(problem("- a\n- b\n", &[]).contains("run.yaml must hold `key: value` lines"));
+        assert!(problem("a: [1\n", &[]).contains("run.yaml is not valid YAML"));
+        assert!(problem("seed: 1\nseed: 2\n", &[]).contains("not valid YAML"));
+        assert!(problem("", &[]).contains("model_name_or_path is missing"));
+    }
+
+    #[test]
+    fn data_options_stand_alone_for_evaluation() {
+        let overrides = ["prompt_column=q".to_owned(), "completion_column=a".to_owned()];
+        let data = Written::command_line(&overrides).unwrap().build_data_options().unwrap();
+        assert_eq!(data.prompt_column.as_deref(), Some("q"));
+        let error = Written::command_line(&["prompt_colum=q".to_owned()]).unwrap().build_data_options().unwrap_err();
+        assert!(error.to_string().contains("did you mean 'prompt_column'?"), "{error}");
+    }
+}

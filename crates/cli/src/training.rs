@@ -1,0 +1,219 @@
+//! A training run, from its configuration to the adapter: what `train` and `quickstart` share.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use tunesmith_methods::{BuiltAdapter, LoraPlus, MethodError, PEFT_VERSION, build, load_adapter, save_adapter};
+use tunesmith_models::{GenerationOptions, LoadOptions, Sampling};
+use tunesmith_tensor::{Parameter, Seed, Workspace};
+use tunesmith_train::{
+    Dataset, Evaluation, GenerationTask, Observer, ParameterGroup, Progress as Update, Records, Report, Run,
+    TrainError, TrainerState, Validation, generation_cases, peak_memory, read_records, tokenize,
+};
+
+use crate::base::Base;
+use crate::config::RunConfig;
+use crate::failure::Misuse;
+use crate::interrupt::Interrupt;
+use crate::progress::{Progress, Reading};
+use crate::terminal;
+
+/// The resolved configuration within a run's folder.
+const CONFIG_FILE: &str = "config.yaml";
+
+/// A run whose model and data are loaded.
+pub(crate) struct Training {
+    pub(crate) config: RunConfig,
+    pub(crate) base: Base,
+    pub(crate) train: Dataset,
+    pub(crate) validation: Option<Validation>,
+    pub(crate) workspace: Workspace,
+}
+
+impl Training {
+    /// Loads model and data.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with the model's files and the data.
+    pub(crate) fn prepare(config: RunConfig) -> anyhow::Result<Self> {
+        let data = &config.data;
+        let files = [("train_file", Some(&data.train_file)), ("validation_file", data.validation_file.as_ref())];
+        let missing = |(key, file): (&str, Option<&std::path::PathBuf>)| {
+            let file = file.filter(|file| !file.is_file())?;
+            Some(format!("{key}: there is no file {}", file.display()))
+        };
+        let missing: Vec<String> = files.into_iter().filter_map(missing).collect();
+        if !missing.is_empty() {
+            return Err(Misuse(missing.join("\n")).into());
+        }
+        let options = LoadOptions {
+            tokenizer: config.run.tokenizer_name_or_path.clone(),
+            chat_template: config.run.chat_template.clone(),
+        };
+        let base = Base::load(&config.run.model_name_or_path, &options)?;
+        let (_, train) = read_dataset(&data.train_file, &config, &base)?;
+        let validation = data.validation_file.as_ref().map(|file| {
+            let (records, dataset) = read_dataset(file, &config, &base)?;
+            let generation = config.run.predict_with_generate.then(|| generation_task(&records, &config, &base));
+            anyhow::Ok(Validation { examples: dataset.examples, generation: generation.transpose()? })
+        });
+        let validation = validation.transpose()?;
+        Ok(Self { config, base, train, validation, workspace: Workspace::new() })
+    }
+
+    /// Makes the adapter, as it is before its first update.
+    pub(crate) fn build_adapter(&self) -> anyhow::Result<BuiltAdapter> {
+        let seed = Seed(self.config.arguments.seed);
+        let built = self.base.describe(|description| build(&self.config.peft, description, seed))?;
+        built.warnings.iter().for_each(terminal::warn);
+        Ok(built)
+    }
+
+    /// Trains the adapter, from the beginning or from the last checkpoint in the output folder.
+    pub(crate) fn run(&self, built: &mut BuiltAdapter, resume: bool, interrupt: &Interrupt) -> anyhow::Result<Report> {
+        let Self { config, base, .. } = self;
+        let method = built.config.clone();
+        let mut watcher = Watcher::new(config, interrupt);
+        let ended = base.describe(|description| {
+            let plus = LoraPlus {
+                loraplus_lr_ratio: config.run.loraplus_lr_ratio.unwrap_or(1.0),
+                loraplus_weight_decay: config.arguments.weight_decay,
+            };
+            let group = |parameter: &Parameter| ParameterGroup {
+                learning_rate_scale: plus.learning_rate_scale(parameter, description),
+                weight_decay: plus.weight_decay(parameter, description) > 0.0,
+            };
+            Run {
+                model: base.model(),
+                tokenizer: &base.pretrained.tokenizer,
+                workspace: &self.workspace,
+                arguments: &config.arguments,
+                examples: &self.train.examples,
+                validation: self.validation.as_ref(),
+                output_dir: &config.run.output_dir,
+                config: config.resolved(),
+                group: &group,
+                write_adapter: &|adapter, folder| {
+                    save_adapter(folder, &method, adapter, description).map_err(|error| as_train_error(folder, error))
+                },
+                read_adapter: &|folder| {
+                    let loaded = load_adapter(folder, description);
+                    loaded.map(|built| built.adapter).map_err(|error| as_train_error(folder, error))
+                },
+            }
+            .train(&mut built.adapter, resume, &mut watcher)
+        });
+        watcher.progress.finish();
+        Ok(ended?)
+    }
+}
+
+/// The records of a data file, and the examples made of them.
+fn read_dataset(file: &Path, config: &RunConfig, base: &Base) -> anyhow::Result<(Records, Dataset)> {
+    let records = read_records(file, &config.data)?;
+    let context = base.model().info().max_positions;
+    let dataset = tokenize(&records, &config.data, &base.pretrained.tokenizer, context)?;
+    warn_of_truncation(file, &dataset);
+    Ok((records, dataset))
+}
+
+/// Says how many examples were cut, if any.
+pub(crate) fn warn_of_truncation(file: &Path, dataset: &Dataset) {
+    let (cut, all) = (dataset.truncated, dataset.examples.len());
+    if cut > 0 {
+        terminal::warn(format_args!("{}: {cut} of {all} examples were too long and are cut", file.display()));
+    }
+}
+
+fn generation_task(records: &Records, config: &RunConfig, base: &Base) -> anyhow::Result<GenerationTask> {
+    let cases = generation_cases(records, &base.pretrained.tokenizer)?;
+    let options = greedy(base, config.run.generation_max_new_tokens);
+    Ok(GenerationTask { cases, options })
+}
+
+/// Greedy continuations, as BLEU is computed on.
+pub(crate) fn greedy(base: &Base, max_new_tokens: usize) -> GenerationOptions {
+    GenerationOptions {
+        max_new_tokens,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        eos_token_ids: base.pretrained.generation.eos_token_ids.clone(),
+        seed: Seed(0),
+    }
+}
+
+/// The trainer's errors know of files, not of methods.
+fn as_train_error(folder: &Path, error: MethodError) -> TrainError {
+    match error {
+        MethodError::Io { action, path, source } => TrainError::Io { action, path, source },
+        other => TrainError::Damaged { path: folder.to_path_buf(), reason: other.to_string() },
+    }
+}
+
+/// Shows a run's progress, and stops it on Ctrl-C.
+struct Watcher<'a> {
+    config: &'a RunConfig,
+    interrupt: &'a Interrupt,
+    progress: Progress,
+    tokens: u64,
+    seconds: f64,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(config: &'a RunConfig, interrupt: &'a Interrupt) -> Self {
+        Self { config, interrupt, progress: Progress::new(0, 0), tokens: 0, seconds: 0.0 }
+    }
+}
+
+impl Observer for Watcher<'_> {
+    fn on_start(&mut self, state: &TrainerState) {
+        self.progress = Progress::new(state.max_steps, state.global_step);
+        if let Err(error) = write_config(self.config) {
+            self.progress.note(&format!("warning: {error:#}"));
+        }
+    }
+
+    fn on_step(&mut self, update: &Update) {
+        self.tokens += update.tokens;
+        self.seconds += update.seconds;
+        self.progress.step(Reading {
+            step: update.step,
+            loss: update.loss,
+            tokens_per_second: self.tokens as f64 / self.seconds.max(f64::MIN_POSITIVE),
+            peak_memory: peak_memory(),
+        });
+    }
+
+    fn on_evaluation(&mut self, step: u64, evaluation: &Evaluation) {
+        self.progress.note(&format!("step {step}: validation {}", describe(evaluation)));
+    }
+
+    fn on_checkpoint(&mut self, path: &Path) {
+        self.progress.note(&format!("saved {}", path.display()));
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.interrupt.requested()
+    }
+}
+
+/// An evaluation in a few words.
+pub(crate) fn describe(evaluation: &Evaluation) -> String {
+    let bleu = evaluation.bleu.map(|bleu| format!(", BLEU {bleu:.2}")).unwrap_or_default();
+    format!("loss {:.4}, perplexity {:.3}{bleu}", evaluation.loss, evaluation.perplexity)
+}
+
+/// Writes what the run was made with beside its results.
+fn write_config(config: &RunConfig) -> anyhow::Result<()> {
+    let path = config.run.output_dir.join(CONFIG_FILE);
+    let text = format!(
+        "# Every value of this run, defaults included; `tunesmith train {CONFIG_FILE}` repeats it.\n\
+         # Made by tunesmith {} for {} {}; adapter files as of PEFT {PEFT_VERSION}.\n{}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        config.to_yaml()?
+    );
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}

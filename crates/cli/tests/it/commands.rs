@@ -1,0 +1,179 @@
+//! The commands on a model and an adapter that work.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::scene::Scene;
+
+/// A scene with an adapter in `out` that says what it was taught.
+fn trained() -> Scene {
+    let scene = Scene::new();
+    scene.run(&["train", "run.yaml", "max_steps=360", "peft.lora_dropout=0", "peft.r=8"]).succeeds();
+    scene
+}
+
+#[test]
+fn training_writes_what_it_says_and_the_loss_falls() {
+    let scene = Scene::new();
+    let ended = scene.run(&["train", "run.yaml", "max_steps=60", "eval_steps=30", "peft.lora_dropout=0"]);
+    let out = ended.succeeds();
+    for part in ["60 steps, ", "tokens/s)", "loss        5.", "validation  loss ", "adapter     out"] {
+        assert!(out.contains(part), "no {part:?} in:\n{out}");
+    }
+    for part in
+        ["36 examples with", "8 for validation", "trainable", "step 30: validation loss", "saved out/checkpoint-60"]
+    {
+        assert!(ended.err.contains(part), "no {part:?} in:\n{}", ended.err);
+    }
+    assert!(scene.read("out/loss.svg").contains("validation"));
+    let log = scene.read("out/log.jsonl");
+    let losses: Vec<f64> =
+        log.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64()).collect();
+    assert_eq!(losses.len(), 60);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(mean(&losses[50..]) < 0.7 * mean(&losses[..5]), "{losses:?}");
+    let first: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    for key in ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "peak_memory"] {
+        assert!(first[key].is_number(), "no {key} in {first}");
+    }
+}
+
+#[test]
+fn a_merged_model_says_what_base_and_adapter_say() {
+    let scene = trained();
+    let prompts = ["07 is ", "18 is ", "41 is "];
+    let say = |args: &[&str]| -> Vec<String> {
+        let ended = scene.run(&[&["generate", "--json", "--max-new-tokens", "12"], args, &prompts].concat());
+        let text = |line: &str| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
+        ended.succeeds().lines().map(text).collect()
+    };
+    let tuned = say(&["-m", "model", "-a", "out"]);
+    assert_eq!(tuned[0], "zero seven");
+    assert_ne!(tuned, say(&["-m", "model"]));
+    assert_eq!(tuned, say(&["-a", "out"]), "the adapter names its base");
+
+    let merged = scene.run(&["merge", "-a", "out", "-o", "merged"]);
+    assert_eq!(merged.succeeds().trim(), "merged");
+    assert!(merged.err.contains("merged 14 modules, saved as float32"), "{}", merged.err);
+    assert_eq!(say(&["-m", "merged"]), tuned);
+    scene.run(&["merge", "-a", "out", "-o", "merged"]).fails(1, &["merged exists and is not an empty folder"]);
+    scene.run(&["merge", "-a", "out", "-o", "half", "--dtype", "bf16"]).succeeds();
+    assert_eq!(say(&["-m", "half"])[0], "zero seven");
+    let (half, full) = (scene.bytes("half/model.safetensors").len(), scene.bytes("merged/model.safetensors").len());
+    assert!(half < full * 6 / 10, "{half} {full}");
+    scene.run(&["merge", "-m", "model", "-o", "x"]).fails(2, &["give an adapter with --adapter"]);
+}
+
+#[test]
+fn evaluation_finds_what_training_found() {
+    let scene = Scene::new();
+    scene.train(&["eval_steps=12", "predict_with_generate=true", "generation_max_new_tokens=10"]).succeeds();
+    let log = scene.read("out/log.jsonl");
+    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let args =
+        ["evaluate", "--config", "run.yaml", "-a", "out", "--bleu", "--max-new-tokens", "10", "--json", "r.json"];
+    let ended = scene.run(&args);
+    let out = ended.succeeds();
+    let result: Value = serde_json::from_str(&scene.read("r.json")).unwrap();
+    for (key, logged) in [("loss", "eval_loss"), ("perplexity", "eval_perplexity"), ("bleu", "eval_bleu")] {
+        let (found, expected) = (result[key].as_f64().unwrap(), line[logged].as_f64().unwrap());
+        assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{key}: {found}, in training {expected}");
+    }
+    assert_eq!(result["generations"].as_array().unwrap().len(), 8);
+    assert_eq!(result["generations"][0]["prompt"], "40 is ");
+    assert!(out.contains("examples    8\n") && out.contains("\nBLEU        "), "{out}");
+
+    let columns = "41 is ||four one\n42 is ||four two\n";
+    scene.write("valid.txt", columns);
+    let options = ["columns=[prompt, completion]", "delimiter=||"];
+    let ended =
+        scene.run(&[&["evaluate", "-m", "model", "--data", "valid.txt", "--limit", "1"][..], &options].concat());
+    assert!(ended.succeeds().contains("examples    1\n"));
+    scene
+        .run(&["evaluate", "-m", "model", "--data", "valid.jsonl", "delimeter=x"])
+        .fails(2, &["did you mean 'delimiter'?"]);
+    scene.run(&["evaluate", "-m", "model"]).fails(2, &["--data"]);
+}
+
+#[test]
+fn inspection_shows_models_adapters_checkpoints_and_runs() {
+    let scene = Scene::new();
+    scene.train(&[]).succeeds();
+    let show = |target: &str| scene.run(&["inspect", target]).succeeds().to_owned();
+    let expect = |text: &str, parts: &[&str]| {
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in:\n{text}");
+        }
+    };
+    let model = show("model");
+    expect(&model, &["parameters    18592", "context       64 tokens", "down_proj, gate_proj, k_proj"]);
+    expect(&model, &["model.layers.*.self_attn.k_proj             linear [16, 32] × 2", "lm_head"]);
+    let run = show("out");
+    expect(
+        &run,
+        &["logged until  step 12, loss", "checkpoint    step 12: out/checkpoint-12", "peft_type                 LORA"],
+    );
+    expect(&run, &["28 tensors", "base_model.model.model.layers.*.self_attn.q_proj.lora_A.weight", "F32 [4, 32] × 2"]);
+    expect(&show("out/checkpoint-8"), &["step          8 of 12", "train_file    train.jsonl", "28 tensors"]);
+    let all = scene.run(&["inspect", "model", "--all"]);
+    expect(all.succeeds(), &["model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.k_proj"]);
+}
+
+#[test]
+fn generation_takes_prompts_from_everywhere() {
+    let scene = trained();
+    let options = ["generate", "-a", "out", "--max-new-tokens", "12"];
+    let run = |more: &[&str]| scene.run(&[&options, more].concat());
+    assert_eq!(run(&["07 is "]).succeeds(), "zero seven\n");
+    assert_eq!(run(&["--stop", " ", "07 is "]).succeeds(), "zero\n");
+    assert_eq!(run(&["07 is ", "08 is "]).succeeds(), "> 07 is \nzero seven\n\n> 08 is \nzero eight\n\n");
+    scene.write("prompts.txt", "07 is \n\n08 is \n");
+    assert_eq!(run(&["--prompts-file", "prompts.txt"]).out, run(&["07 is ", "08 is "]).out);
+
+    let mut child =
+        scene.command(&options).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"07 is \n").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"zero seven\n");
+
+    let sample = |seed: &str| run(&["--temperature", "1.5", "--seed", seed, "07 is "]).succeeds().to_owned();
+    assert_eq!(sample("1"), sample("1"));
+    assert!((2..8).any(|seed| sample(&seed.to_string()) != sample("1")));
+
+    run(&["--top-k", "5", "x"]).fails(2, &["need a temperature above 0"]);
+    run(&[""]).succeeds();
+    run(&[&"x".repeat(64)]).fails(2, &["has 64 tokens, but the model takes 64"]);
+    scene.run(&["generate", "x"]).fails(2, &["give a model with --model, or an adapter with --adapter"]);
+}
+
+#[test]
+fn a_conversation_remembers_and_one_message_is_answered() {
+    let scene = Scene::new();
+    let talk = |input: &str, args: &[&str]| {
+        let args = [&["generate", "-m", "model", "--chat", "--max-new-tokens", "4"], args].concat();
+        let mut child = scene.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let one = talk("", &["Hi"]);
+    let two = talk("Hi\nYes\n", &[]);
+    let anew = talk("Hi\n/reset\nHi\n", &[]);
+    assert!(two.starts_with(&one), "{one:?} {two:?}");
+    assert_eq!(anew, format!("{one}{one}"));
+    assert_ne!(two, talk("Hi\n/reset\nYes\n", &[]), "the second answer does not depend on the first message");
+    assert_ne!(one, talk("", &["--system", "Be brief.", "Hi"]));
+}
+
+#[test]
+fn completions_name_every_command() {
+    let scene = Scene::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = scene.run(&["completions", shell]);
+        for command in ["quickstart", "pull", "train", "generate", "evaluate", "merge", "inspect"] {
+            assert!(ended.succeeds().contains(command), "no {command} for {shell}");
+        }
+    }
+}
