@@ -1,5 +1,8 @@
 //! The program from outside: what it prints, what it writes, and how it ends.
 
+// Functions that tests share unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod bad_input;
 mod commands;
 mod resume;
