@@ -227,7 +227,16 @@ mod tests {
 
     fn site(rows: usize, cols: usize) -> Site {
         let path = "model.layers.0.mlp.up_proj".to_owned();
-        Site { path, kind: SiteKind::Linear, role: Role::FeedForwardUp, block: Some(0), rows, cols, has_bias: true }
+        Site {
+            path,
+            kind: SiteKind::Linear,
+            role: Role::FeedForwardUp,
+            block: Some(0),
+            rows,
+            cols,
+            has_bias: true,
+            stored_transposed: false,
+        }
     }
 
     fn random(rows: usize, cols: usize, index: u64) -> Matrix {

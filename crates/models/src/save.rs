@@ -1,13 +1,13 @@
 //! Writes a model as a Hugging Face folder, whole or not at all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
-use tunesmith_tensor::{FrozenWeight, Matrix};
+use tunesmith_tensor::{FrozenWeight, Matrix, Role};
 
 use crate::error::{ModelError, TensorProblem};
 use crate::generation_defaults::GenerationDefaults;
@@ -15,10 +15,9 @@ use crate::json;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
 use crate::tokenizer::TextTokenizer;
+use crate::weights::transposed;
 
 const WEIGHTS: &str = "model.safetensors";
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// Writes `model` to `folder`, with the tensors in `replaced` (by Hugging Face name; a vector is `[1, n]`) in place of
 /// its own. A tied model whose token embedding and output embedding no longer agree is written untied.
@@ -64,6 +63,8 @@ struct Saved<'a> {
     name: String,
     shape: Vec<usize>,
     value: SavedValue<'a>,
+    /// Whether the file keeps `[in, out]`.
+    transposed: bool,
 }
 
 enum SavedValue<'a> {
@@ -79,10 +80,13 @@ fn tensors_to_save<'a>(
 ) -> Result<(Vec<Saved<'a>>, bool), ModelError> {
     let mut own = model.tensors();
     let was_tied = model.info().tied;
-    let tied = was_tied && replaced.get(EMBEDDING) == replaced.get(HEAD);
-    if was_tied && (!tied || replaced.contains_key(HEAD)) {
-        let head = own.iter().find(|(name, ..)| name == EMBEDDING).cloned();
-        own.extend(head.map(|(_, weight, shape)| (HEAD.to_owned(), weight, shape)));
+    let embedding = weight_name(model, Role::TokenEmbedding);
+    let head = weight_name(model, Role::OutputEmbedding);
+    let replacement = |name: &Option<String>| name.as_ref().and_then(|name| replaced.get(name));
+    let tied = was_tied && replacement(&embedding) == replacement(&head);
+    if let (true, Some(head)) = (was_tied && (!tied || replacement(&head).is_some()), &head) {
+        let embedding = own.iter().find(|(name, ..)| Some(name) == embedding.as_ref()).cloned();
+        own.extend(embedding.map(|(_, weight, shape)| (head.clone(), weight, shape)));
     }
     let mut problems = Vec::new();
     for (name, matrix) in replaced {
@@ -103,12 +107,20 @@ fn tensors_to_save<'a>(
     if !problems.is_empty() {
         return Err(ModelError::Tensors { path: folder.to_path_buf(), problems });
     }
-    own.retain(|(name, ..)| !(tied && name == HEAD));
+    own.retain(|(name, ..)| !(tied && Some(name) == head.as_ref()));
+    let sites = model.sites().iter().filter(|site| site.stored_transposed);
+    let transposed: BTreeSet<String> = sites.map(|site| format!("{}.weight", site.path)).collect();
     let saved = own.into_iter().map(|(name, weight, shape)| {
         let value = replaced.get(&name).map_or(SavedValue::Own(weight), SavedValue::Replaced);
-        Saved { name, shape, value }
+        let transposed = transposed.contains(&name);
+        Saved { name, shape, value, transposed }
     });
     Ok((saved.collect(), tied))
+}
+
+/// The name of the weight with a role.
+fn weight_name(model: &dyn Model, role: Role) -> Option<String> {
+    model.sites().iter().find(|site| site.role == role).map(|site| format!("{}.weight", site.path))
 }
 
 /// Writes tensors in the safetensors format, one converted row at a time.
@@ -133,6 +145,12 @@ fn write_safetensors(out: &mut dyn Write, tensors: &[Saved<'_>], format: NumberF
     let mut row = Vec::new();
     for tensor in ordered {
         match &tensor.value {
+            SavedValue::Replaced(matrix) if tensor.transposed => {
+                write_row(out, transposed(matrix).data(), format, &mut bytes)?;
+            }
+            SavedValue::Own(weight) if tensor.transposed => {
+                write_row(out, transposed(&weight.to_matrix()).data(), format, &mut bytes)?;
+            }
             SavedValue::Replaced(matrix) => write_row(out, matrix.data(), format, &mut bytes)?,
             SavedValue::Own(weight) => {
                 row.resize(weight.cols(), 0.0);
@@ -219,6 +237,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
     use crate::fixtures::{self, GgufFile};
     use crate::safetensors::Safetensors;
     use crate::weights::WeightSource;
@@ -350,7 +371,7 @@ mod tests {
         ) {
             let folder = tempfile::tempdir().unwrap();
             let matrix = Matrix::from_vec(1, values.len(), values.clone());
-            let tensor = |name: &str, value| Saved { name: name.to_owned(), shape: vec![values.len()], value };
+            let tensor = |name: &str, value| Saved { name: name.to_owned(), shape: vec![values.len()], value, transposed: false };
             let tensors = [
                 tensor("b", SavedValue::Replaced(&matrix)),
                 tensor("a", SavedValue::Own(FrozenWeight::vector(values.clone()))),

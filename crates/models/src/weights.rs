@@ -84,3 +84,10 @@ pub(crate) fn take(source: &mut dyn WeightSource, name: &str, shape: &[usize]) -
         _ => FrozenWeight::vector(values),
     })
 }
+
+/// Rows become columns: from a file's `[in, out]` to `[out, in]`, and back.
+pub(crate) fn transposed(matrix: &Matrix) -> Matrix {
+    let (rows, cols) = matrix.shape();
+    let columns = (0..cols).flat_map(|col| (0..rows).map(move |row| matrix.data()[row * cols + col]));
+    Matrix::from_vec(cols, rows, columns.collect())
+}

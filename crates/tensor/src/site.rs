@@ -24,6 +24,8 @@ pub struct Site {
     pub cols: usize,
     /// Whether the base has a bias here.
     pub has_bias: bool,
+    /// Whether files keep the weight as `[in, out]` (Hugging Face's `Conv1D`). In memory it is `[out, in]` like any other.
+    pub stored_transposed: bool,
 }
 
 /// The closed list of kinds of site. The first three are weight sites: they hold a frozen weight and perhaps a bias.
@@ -59,6 +61,8 @@ pub enum Role {
     Key,
     /// Attention's value projection.
     Value,
+    /// Queries, keys and values in one linear, in this order.
+    QueryKeyValue,
     /// Attention's output projection.
     AttentionOutput,
     /// The gate of a gated feed-forward.
@@ -69,6 +73,8 @@ pub enum Role {
     FeedForwardDown,
     /// Token embeddings.
     TokenEmbedding,
+    /// Learned embeddings of positions.
+    PositionEmbedding,
     /// A norm inside a block.
     BlockNorm,
     /// The norm after the last block.

@@ -203,6 +203,7 @@ mod tests {
             rows: 4,
             cols: 4,
             has_bias: false,
+            stored_transposed: false,
         };
         let sites = [site(Some(0), "layers.0.attn.q"), site(Some(1), "layers.1.attn.q"), site(None, "head")];
         let mut out = Vec::new();

@@ -61,7 +61,16 @@ impl Model {
             _ => (SiteKind::Linear, Role::Query),
         };
         let has_bias = bias.is_some();
-        self.sites.push(Site { path: path.to_owned(), kind, role, block: None, rows, cols, has_bias });
+        self.sites.push(Site {
+            path: path.to_owned(),
+            kind,
+            role,
+            block: None,
+            rows,
+            cols,
+            has_bias,
+            stored_transposed: false,
+        });
         let weight = FrozenWeight::float32(Matrix::from_vec(rows, cols, weight));
         self.weights.push((weight, bias.map(FrozenWeight::vector)));
     }

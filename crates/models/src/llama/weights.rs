@@ -128,6 +128,7 @@ fn sites(config: &LlamaConfig) -> Vec<Site> {
         rows,
         cols,
         has_bias,
+        stored_transposed: false,
     };
     let mut sites = vec![
         site("model", SiteKind::Input, Role::Input, None, hidden, hidden, false),
