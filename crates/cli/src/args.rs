@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// Continue prompts, or chat
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
-    /// Loss, perplexity and BLEU of a model on a file
+    /// Loss, perplexity and other metrics of a model on a file
     #[command(after_help = EVALUATE_EXAMPLES)]
     Evaluate(EvaluateArgs),
     /// Write base and adapter as one Hugging Face model folder
@@ -96,7 +96,7 @@ Examples:
 const EVALUATE_EXAMPLES: &str = "\
 Examples:
   tunesmith evaluate --config run.yaml -a runs/first                     its validation_file
-  tunesmith evaluate -a runs/first --data test.jsonl --bleu
+  tunesmith evaluate -a runs/first --data test.jsonl --metric bleu --metric perplexity
   tunesmith evaluate -m smollm2-135m-instruct --data test.txt 'columns=[prompt, completion]' 'delimiter=||' \\
       'prompt_suffix=\"\\n\"' --bleu --json result.json";
 
@@ -233,7 +233,11 @@ pub(crate) struct EvaluateArgs {
     /// Data options, as in a run's configuration, such as prompt_column=question
     #[arg(value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Also continue every prompt and compare with the completions (BLEU, as sacrebleu computes it)
+    /// Also continue every prompt and compare with the completions by this metric, such as bleu or rouge; may be given
+    /// several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) metric: Vec<String>,
+    /// The same as --metric bleu
     #[arg(long)]
     pub(crate) bleu: bool,
     /// New tokens of a continuation, at most

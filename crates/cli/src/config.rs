@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use tunesmith_methods::{ConfigProblem, MethodConfig, MethodError};
-use tunesmith_train::{BestMetric, DataOptions, TrainError, TrainingArguments};
+use tunesmith_train::metrics::{METRICS, Metric};
+use tunesmith_train::{DataOptions, TrainError, TrainingArguments};
 
 use crate::failure::Misuse;
 use crate::nearest::nearest;
@@ -44,7 +45,8 @@ pub(crate) struct RunOptions {
     pub(crate) chat_template: Option<PathBuf>,
     /// Where the adapter, the checkpoints and the log go.
     pub(crate) output_dir: PathBuf,
-    /// Whether evaluation also generates continuations and scores them with BLEU. Default false.
+    /// Whether evaluation also generates continuations and scores them; with BLEU, unless `metrics` names metrics of
+    /// texts, which make it generate in any case. Default false.
     pub(crate) predict_with_generate: bool,
     /// New tokens of such a continuation, at most. Default 128.
     pub(crate) generation_max_new_tokens: usize,
@@ -230,13 +232,18 @@ impl Written {
         problems: &mut Problems,
     ) {
         let no_file = data.validation_file.is_none();
-        let bleu = arguments.metric_for_best_model == BestMetric::Bleu;
+        let metrics = text_metrics(run, arguments);
+        let best = arguments.metric_for_best_model;
+        let measured = METRICS.iter().filter(|metric| !metric.needs_texts()).chain(metrics.iter().copied());
+        let no_best = !measured.flat_map(|metric| metric.values).any(|value| *value == best);
+        let best_reason = format!("an evaluation measures {} only if metrics names it", best.key);
         let ratio = run.loraplus_lr_ratio;
         for (wrong, key, reason) in [
             (no_file && arguments.eval_steps.is_some(), "eval_steps", "needs a validation_file"),
             (no_file && run.predict_with_generate, "predict_with_generate", "needs a validation_file"),
             (no_file && arguments.load_best_model_at_end, "load_best_model_at_end", "needs a validation_file"),
-            (bleu && !run.predict_with_generate, "metric_for_best_model", "bleu needs predict_with_generate: true"),
+            (no_file && !arguments.metrics.is_empty(), "metrics", "needs a validation_file"),
+            (no_best, "metric_for_best_model", best_reason.as_str()),
             (
                 ratio.is_some_and(|ratio| !ratio.is_finite() || ratio <= 0.0),
                 "loraplus_lr_ratio",
@@ -294,6 +301,15 @@ impl Written {
 
     fn add(&self, problems: &mut Problems, key: &str, text: String) {
         problems.0.push((self.lines.get(key).copied(), text));
+    }
+}
+
+/// The metrics of generated texts that an evaluation measures.
+pub(crate) fn text_metrics(run: &RunOptions, arguments: &TrainingArguments) -> Vec<&'static Metric> {
+    let named: Vec<_> = arguments.metrics.iter().copied().filter(|metric| metric.needs_texts()).collect();
+    match Metric::by_name("bleu") {
+        Ok(bleu) if named.is_empty() && run.predict_with_generate => vec![bleu],
+        _ => named,
     }
 }
 
@@ -496,6 +512,24 @@ peft:
         assert!(found.contains("warmup_ratio is 2, must lie between 0 and 1"), "{found}");
         assert!(found.contains("per_device_train_batch_size is 0, must be at least 1"), "{found}");
         assert!(found.contains("peft.lora_dropout: a probability"), "{found}");
+    }
+
+    #[test]
+    fn metrics_are_named_and_one_of_them_says_what_is_best() {
+        let evaluating = ["validation_file=v.jsonl", "eval_steps=5", "metrics=[bleu, perplexity]"];
+        let best = |name| [&evaluating[..], &[name]].concat();
+        let config = build(SMALLEST, &best("metric_for_best_model=eval_bleu")).unwrap();
+        assert_eq!(text_metrics(&config.run, &config.arguments), [Metric::by_name("bleu").unwrap()]);
+        assert_eq!(build(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+        let found = problem(SMALLEST, &best("metric_for_best_model=eval_blue"));
+        assert!(found.contains("metric_for_best_model: there is no metric 'blue'; did you mean 'bleu'?"), "{found}");
+        assert!(problem(SMALLEST, &["metrics=[blue]"]).contains("metrics: there is no metric 'blue'"));
+        let found = problem(SMALLEST, &["metrics=[loss]", "metric_for_best_model=bleu"]);
+        assert!(found.contains("metrics: needs a validation_file"), "{found}");
+        assert!(found.contains("an evaluation measures bleu only if metrics names it"), "{found}");
+        assert!(
+            build(SMALLEST, &["validation_file=v", "predict_with_generate=true", "metric_for_best_model=bleu"]).is_ok()
+        );
     }
 
     #[test]

@@ -7,13 +7,14 @@ use anyhow::Context;
 use tunesmith_methods::{BuiltAdapter, LoraPlus, MethodError, PEFT_VERSION, build, load_adapter, save_adapter};
 use tunesmith_models::{GenerationOptions, LoadOptions, Sampling};
 use tunesmith_tensor::{Parameter, Seed, Workspace};
+use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     Dataset, Evaluation, GenerationTask, Observer, ParameterGroup, Progress as Update, Records, Report, Run,
     TrainError, TrainerState, Validation, generation_cases, peak_memory, read_records, tokenize,
 };
 
 use crate::base::Base;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, text_metrics};
 use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Reading};
@@ -55,7 +56,8 @@ impl Training {
         let (_, train) = read_dataset(&data.train_file, &config, &base)?;
         let validation = data.validation_file.as_ref().map(|file| {
             let (records, dataset) = read_dataset(file, &config, &base)?;
-            let generation = config.run.predict_with_generate.then(|| generation_task(&records, &config, &base));
+            let metrics = text_metrics(&config.run, &config.arguments);
+            let generation = (!metrics.is_empty()).then(|| generation_task(&records, metrics, &config, &base));
             anyhow::Ok(Validation { examples: dataset.examples, generation: generation.transpose()? })
         });
         let validation = validation.transpose()?;
@@ -126,13 +128,18 @@ pub(crate) fn warn_of_truncation(file: &Path, dataset: &Dataset) {
     }
 }
 
-fn generation_task(records: &Records, config: &RunConfig, base: &Base) -> anyhow::Result<GenerationTask> {
+fn generation_task(
+    records: &Records,
+    metrics: Vec<&'static Metric>,
+    config: &RunConfig,
+    base: &Base,
+) -> anyhow::Result<GenerationTask> {
     let cases = generation_cases(records, &base.pretrained.tokenizer)?;
     let options = greedy(base, config.run.generation_max_new_tokens);
-    Ok(GenerationTask { cases, options })
+    Ok(GenerationTask { cases, options, metrics })
 }
 
-/// Greedy continuations, as BLEU is computed on.
+/// Greedy continuations, as metrics of texts are computed on.
 pub(crate) fn greedy(base: &Base, max_new_tokens: usize) -> GenerationOptions {
     GenerationOptions {
         max_new_tokens,
@@ -200,8 +207,13 @@ impl Observer for Watcher<'_> {
 
 /// An evaluation in a few words.
 pub(crate) fn describe(evaluation: &Evaluation) -> String {
-    let bleu = evaluation.bleu.map(|bleu| format!(", BLEU {bleu:.2}")).unwrap_or_default();
-    format!("loss {:.4}, perplexity {:.3}{bleu}", evaluation.loss, evaluation.perplexity)
+    let values = evaluation.metrics.iter().map(|(key, value)| format!("{key} {}", rounded(*value)));
+    values.collect::<Vec<_>>().join(", ")
+}
+
+/// A metric's value as people read it: one on a scale of 1 with four decimals, one on a scale of 100 with two.
+pub(crate) fn rounded(value: f64) -> String {
+    if value.abs() < 10.0 { format!("{value:.4}") } else { format!("{value:.2}") }
 }
 
 /// Writes what the run was made with beside its results.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::TrainError;
 use crate::batches::{BatchLimit, SamplingStrategy};
-use crate::evaluate::Evaluation;
+use crate::metrics::{Metric, MetricValue};
 use crate::optimizer::AdamWOptions;
 use crate::schedule::{LearningRateSchedule, SchedulerType};
 
@@ -55,47 +55,14 @@ pub struct TrainingArguments {
     pub save_total_limit: Option<usize>,
     /// Whether the result is the checkpoint with the best metric in place of the last one. Default false.
     pub load_best_model_at_end: bool,
-    /// The metric that says which checkpoint is best. Default `loss`.
-    pub metric_for_best_model: BestMetric,
+    /// The metric that says which checkpoint is best, by the key it has in the log (`eval_` may be left out). Default
+    /// `loss`.
+    pub metric_for_best_model: MetricValue,
+    /// What an evaluation measures, beside the loss and the perplexity. A metric of texts makes it generate
+    /// continuations. Default nothing more. Not in `transformers`, where it is code.
+    pub metrics: Vec<&'static Metric>,
     /// The seed of all randomness: initial values, order of examples, dropout. Default 42.
     pub seed: u64,
-}
-
-/// The metric that says which checkpoint is best.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BestMetric {
-    /// Mean loss a labelled token; lower is better.
-    #[default]
-    #[serde(alias = "eval_loss")]
-    Loss,
-    /// Its exponential; lower is better.
-    #[serde(alias = "eval_perplexity")]
-    Perplexity,
-    /// Corpus BLEU of generated continuations; higher is better.
-    #[serde(alias = "eval_bleu")]
-    Bleu,
-}
-
-impl BestMetric {
-    /// The metric's value in an evaluation, where it was measured.
-    pub fn of(self, evaluation: &Evaluation) -> Option<f64> {
-        match self {
-            Self::Loss => Some(evaluation.loss),
-            Self::Perplexity => Some(evaluation.perplexity),
-            Self::Bleu => evaluation.bleu,
-        }
-    }
-
-    /// Whether `value` is better than `best`, the best so far. NaN never is.
-    pub fn improves(self, value: f64, best: Option<f64>) -> bool {
-        match (self, best) {
-            _ if value.is_nan() => false,
-            (_, None) => true,
-            (Self::Bleu, Some(best)) => value > best,
-            (_, Some(best)) => value < best,
-        }
-    }
 }
 
 impl Default for TrainingArguments {
@@ -122,7 +89,8 @@ impl Default for TrainingArguments {
             save_steps: 500,
             save_total_limit: None,
             load_best_model_at_end: false,
-            metric_for_best_model: BestMetric::Loss,
+            metric_for_best_model: MetricValue::default(),
+            metrics: Vec::new(),
             seed: 42,
         }
     }
@@ -259,7 +227,7 @@ mod tests {
             "metric_for_best_model": "eval_loss", "train_sampling_strategy": "group_by_length",
         }));
         assert_eq!(given.max_steps, None);
-        assert_eq!(given.metric_for_best_model, BestMetric::Loss);
+        assert_eq!(given.metric_for_best_model, MetricValue::default());
         assert_eq!(given.sampling(), SamplingStrategy::GroupByLength);
         assert_eq!(given.batch_limit(), BatchLimit::Sequences(8));
         assert_eq!(given.schedule(101).warmup_steps, 11);
@@ -312,12 +280,5 @@ mod tests {
     fn a_mistyped_key_is_an_error_that_lists_the_keys() {
         let error = serde_json::from_value::<TrainingArguments>(json!({"learning_rat": 1.0})).unwrap_err().to_string();
         assert!(error.contains("unknown field `learning_rat`, expected one of `learning_rate`"), "{error}");
-    }
-
-    #[test]
-    fn better_is_lower_loss_and_higher_bleu() {
-        assert!(BestMetric::Loss.improves(1.0, Some(2.0)) && !BestMetric::Loss.improves(2.0, Some(2.0)));
-        assert!(BestMetric::Bleu.improves(2.0, Some(1.0)) && !BestMetric::Bleu.improves(1.0, Some(2.0)));
-        assert!(BestMetric::Loss.improves(9.0, None) && !BestMetric::Loss.improves(f64::NAN, None));
     }
 }

@@ -159,8 +159,28 @@ pub enum TrainError {
         last_checkpoint: Option<PathBuf>,
     },
 
+    /// A metric that does not exist.
+    #[error("there is no metric '{name}'; {}", suggestion(*nearest, known))]
+    UnknownMetric {
+        /// What was asked for.
+        name: String,
+        /// The name most like it, if one is.
+        nearest: Option<&'static str>,
+        /// All names.
+        known: Vec<&'static str>,
+    },
+
+    /// The metric for the best model is not among those that an evaluation measures.
+    #[error("metric_for_best_model is {key}, which an evaluation does not measure: it measures {}", measured.join(", "))]
+    MetricNotMeasured {
+        /// The metric's key.
+        key: &'static str,
+        /// Keys of what is measured.
+        measured: Vec<String>,
+    },
+
     /// Hypotheses and references that do not belong together.
-    #[error("BLEU needs at least one reference for every hypothesis: {reason}")]
+    #[error("a metric of texts needs at least one reference for every hypothesis: {reason}")]
     References {
         /// What does not match.
         reason: String,
@@ -172,6 +192,13 @@ impl TrainError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+fn suggestion(nearest: Option<&str>, known: &[&str]) -> String {
+    match nearest {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => format!("known are {}", known.join(", ")),
     }
 }
 

@@ -1,10 +1,11 @@
-//! Evaluation: the loss over a data set, and BLEU over generations.
+//! Evaluation: the loss over a data set, and metrics over generations.
 
+use indexmap::IndexMap;
 use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
 use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
 
 use crate::causal_lm::Batch;
-use crate::metrics::corpus_bleu;
+use crate::metrics::{METRICS, Metric, MetricValue, Scorer};
 use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError};
 
 /// Prompts that are continued together.
@@ -13,14 +14,26 @@ const GENERATION_BATCH: usize = 32;
 /// What an evaluation found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean cross-entropy of a labelled token, in nats.
-    pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
+    /// What was measured, by the metrics' keys, in the order of the report.
+    pub metrics: IndexMap<String, f64>,
     /// Labelled tokens.
     pub tokens: usize,
-    /// Corpus BLEU (sacrebleu's default), 0 to 100, where generations were asked for.
-    pub bleu: Option<f64>,
+}
+
+impl Evaluation {
+    /// What a mean `loss` over `tokens` labelled tokens tells.
+    pub fn of_loss(loss: f64, tokens: usize) -> Self {
+        let metrics = METRICS.iter().filter_map(|metric| match metric.scorer {
+            Scorer::Loss(score) => Some(metric.named(vec![score(loss)])),
+            Scorer::Texts(_) => None,
+        });
+        Self { metrics: metrics.flatten().collect(), tokens }
+    }
+
+    /// The metric with that key, if it was measured.
+    pub fn get(&self, key: &str) -> Option<f64> {
+        self.metrics.get(key).copied()
+    }
 }
 
 /// A held-out set: examples for the loss and perhaps prompts for generations.
@@ -28,7 +41,7 @@ pub struct Evaluation {
 pub struct Validation {
     /// Tokenised examples.
     pub examples: Vec<Example>,
-    /// What to generate, for BLEU.
+    /// What to generate, for the metrics of texts.
     pub generation: Option<GenerationTask>,
 }
 
@@ -39,6 +52,8 @@ pub struct GenerationTask {
     pub cases: Vec<GenerationCase>,
     /// How to continue them.
     pub options: GenerationOptions,
+    /// What to measure of the continuations; metrics that need something else are passed over.
+    pub metrics: Vec<&'static Metric>,
 }
 
 impl GenerationTask {
@@ -46,18 +61,28 @@ impl GenerationTask {
     ///
     /// # Errors
     /// [`TrainError::References`].
-    pub fn bleu(
+    pub fn score(
         &self,
         model: &dyn Model,
         tokenizer: &TextTokenizer,
         adapter: Option<&Adapter>,
         workspace: &Workspace,
         on_done: impl FnMut(usize),
-    ) -> Result<(f64, Vec<String>), TrainError> {
+    ) -> Result<(IndexMap<String, f64>, Vec<String>), TrainError> {
         let prompts: Vec<Vec<u32>> = self.cases.iter().map(|case| case.prompt_ids.clone()).collect();
         let texts = generate_all(model, tokenizer, adapter, workspace, &prompts, &self.options, on_done);
         let references: Vec<Vec<String>> = self.cases.iter().map(|case| case.references.clone()).collect();
-        Ok((corpus_bleu(&texts, &references)?.score, texts))
+        let mut measured = IndexMap::new();
+        for metric in &self.metrics {
+            if let Scorer::Texts(score) = metric.scorer {
+                measured.extend(metric.named(score(&texts, &references)?));
+            }
+        }
+        Ok((measured, texts))
+    }
+
+    fn values(&self) -> impl Iterator<Item = &'static MetricValue> {
+        self.metrics.iter().filter(|metric| metric.needs_texts()).flat_map(|metric| metric.values)
     }
 }
 
@@ -85,7 +110,7 @@ pub fn evaluate_loss(
         tokens += losses.len();
     }
     let loss = sum / tokens.max(1) as f64;
-    Ok(Evaluation { loss, perplexity: loss.exp(), tokens, bleu: None })
+    Ok(Evaluation::of_loss(loss, tokens))
 }
 
 /// Continues every prompt and returns the texts, in the prompts' order. Prompts of similar length run together.
@@ -114,7 +139,13 @@ pub fn generate_all(
 }
 
 impl Validation {
-    /// Loss, perplexity and, where asked for, BLEU.
+    /// The keys of what [`Validation::evaluate`] measures.
+    pub fn keys(&self) -> Vec<String> {
+        let generated = self.generation.iter().flat_map(GenerationTask::values).map(|value| value.key.to_owned());
+        Evaluation::of_loss(0.0, 0).metrics.into_keys().chain(generated).collect()
+    }
+
+    /// Loss, perplexity and, where asked for, metrics of generations.
     ///
     /// # Errors
     /// [`TrainError::ExceedsBudget`], [`TrainError::References`].
@@ -128,7 +159,7 @@ impl Validation {
     ) -> Result<Evaluation, TrainError> {
         let mut evaluation = evaluate_loss(model, adapter, workspace, &self.examples, limit)?;
         if let Some(task) = &self.generation {
-            evaluation.bleu = Some(task.bleu(model, tokenizer, adapter, workspace, |_| {})?.0);
+            evaluation.metrics.extend(task.score(model, tokenizer, adapter, workspace, |_| {})?.0);
         }
         Ok(evaluation)
     }

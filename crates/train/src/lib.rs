@@ -16,7 +16,7 @@ mod run_log;
 mod schedule;
 mod trainer;
 
-pub use arguments::{BestMetric, TrainingArguments};
+pub use arguments::TrainingArguments;
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
 pub use causal_lm::{Batch, mean_loss};
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};

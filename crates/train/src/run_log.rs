@@ -4,11 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::TrainError;
 use crate::atomic::write_file;
+use crate::evaluate::Evaluation;
 
 /// A line about training: what happened since the line before it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,21 +34,25 @@ pub struct TrainingLine {
 }
 
 /// A line about an evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvaluationLine {
     /// Updates made.
     pub step: u64,
     /// Passes over the data made, with a fraction.
     pub epoch: f64,
-    /// Mean loss a labelled token.
-    pub eval_loss: f64,
-    /// Its exponential.
-    pub eval_perplexity: f64,
-    /// Corpus BLEU of generated continuations, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_bleu: Option<f64>,
+    /// What was measured: the metrics' keys with `eval_` before them. A value that is not a number is written as null.
+    #[serde(flatten)]
+    pub metrics: IndexMap<String, f64>,
     /// Seconds it took.
     pub eval_runtime: f64,
+}
+
+impl EvaluationLine {
+    /// The line about an evaluation after `step` updates, which took `seconds`.
+    pub fn new(step: u64, epoch: f64, evaluation: &Evaluation, seconds: f64) -> Self {
+        let metrics = evaluation.metrics.iter().map(|(key, value)| (format!("eval_{key}"), *value)).collect();
+        Self { step, epoch, metrics, eval_runtime: seconds }
+    }
 }
 
 /// The open log of a run.
@@ -130,14 +136,11 @@ mod tests {
     fn a_resumed_log_equals_one_never_stopped() {
         let folder = tempfile::tempdir().unwrap();
         let (stopped, straight) = (folder.path().join("stopped.jsonl"), folder.path().join("straight.jsonl"));
-        let evaluation = EvaluationLine {
-            step: 4,
-            epoch: 0.5,
-            eval_loss: 2.0,
-            eval_perplexity: 2.0f64.exp(),
-            eval_bleu: None,
-            eval_runtime: 1.5,
-        };
+        let evaluation = EvaluationLine::new(4, 0.5, &Evaluation::of_loss(2.0, 7), 1.5);
+        let written = serde_json::to_string(&evaluation).unwrap();
+        let expected =
+            r#"{"step":4,"epoch":0.5,"eval_loss":2.0,"eval_perplexity":7.38905609893065,"eval_runtime":1.5}"#;
+        assert_eq!(written, expected);
 
         let mut log = RunLog::create(&straight).unwrap();
         (1..=4).for_each(|step| log.append(&line(step)).unwrap());

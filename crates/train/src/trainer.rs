@@ -117,6 +117,12 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
         self.arguments.validate()?;
+        if let Some(validation) = self.validation {
+            let (key, measured) = (self.arguments.metric_for_best_model.key, validation.keys());
+            if !measured.iter().any(|known| known == key) {
+                return Err(TrainError::MetricNotMeasured { key, measured });
+            }
+        }
         let seed = Seed(self.arguments.seed);
         let lengths = self.examples.iter().map(|example| example.ids.len()).collect();
         let plan = BatchPlan::new(lengths, self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
@@ -353,18 +359,11 @@ impl Session<'_> {
         let limit = run.arguments.eval_batch_limit();
         let evaluation = validation.evaluate(run.model, run.tokenizer, Some(adapter), run.workspace, limit)?;
         let metric = run.arguments.metric_for_best_model;
-        let value = metric.of(&evaluation).filter(|value| metric.improves(*value, self.state.best_metric));
+        let value = evaluation.get(metric.key).filter(|value| metric.improves(*value, self.state.best_metric));
         if value.is_some() {
             (self.state.best_metric, self.state.best_global_step) = (value, Some(step));
         }
-        self.log.append(&EvaluationLine {
-            step,
-            epoch,
-            eval_loss: evaluation.loss,
-            eval_perplexity: evaluation.perplexity,
-            eval_bleu: evaluation.bleu,
-            eval_runtime: start.elapsed().as_secs_f64(),
-        })?;
+        self.log.append(&EvaluationLine::new(step, epoch, &evaluation, start.elapsed().as_secs_f64()))?;
         observer.on_evaluation(step, &evaluation);
         self.evaluation = Some(evaluation);
         Ok(value.is_some())

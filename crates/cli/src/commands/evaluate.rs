@@ -1,4 +1,4 @@
-//! `tunesmith evaluate`: loss, perplexity and BLEU of a model on a file.
+//! `tunesmith evaluate`: loss, perplexity and other metrics of a model on a file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,22 +7,23 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_tensor::Workspace;
+use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     BatchLimit, DataOptions, Evaluation, GenerationTask, evaluate_loss, generation_cases, read_records, tokenize,
 };
 
 use crate::args::{EvaluateArgs, ModelArgs};
 use crate::base::{Base, tuners};
-use crate::config::Written;
+use crate::config::{Written, text_metrics};
 use crate::failure::Misuse;
 use crate::terminal;
-use crate::training::{greedy, warn_of_truncation};
+use crate::training::{greedy, rounded, warn_of_truncation};
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     if args.batch_size == 0 || args.limit == Some(0) {
         return Err(Misuse("--batch-size and --limit must be at least 1".into()).into());
     }
-    let (model, file, data) = what(args)?;
+    let What { model, file, data, metrics } = what(args)?;
     let mut records = read_records(&file, &data)?;
     if let Some(limit) = args.limit {
         records.records.truncate(limit);
@@ -35,13 +36,13 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     let limit = BatchLimit::Sequences(args.batch_size);
     let mut evaluation = evaluate_loss(base.model(), tuners(&adapter), &workspace, &dataset.examples, limit)?;
     let mut generations = Vec::new();
-    if args.bleu {
+    if !metrics.is_empty() {
         let cases = generation_cases(&records, tokenizer)?;
-        let task = GenerationTask { cases, options: greedy(&base, args.max_new_tokens) };
+        let task = GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics };
         let count = task.cases.len();
         let say = |done: usize| terminal::note(format_args!("continued {done} of {count} prompts"));
-        let (bleu, texts) = task.bleu(base.model(), tokenizer, tuners(&adapter), &workspace, say)?;
-        evaluation.bleu = Some(bleu);
+        let (measured, texts) = task.score(base.model(), tokenizer, tuners(&adapter), &workspace, say)?;
+        evaluation.metrics.extend(measured);
         let texts = task.cases.iter().zip(texts);
         generations.extend(
             texts.map(|(case, text)| json!({"prompt": case.prompt, "references": case.references, "text": text})),
@@ -55,11 +56,11 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
             "examples": dataset.examples.len(),
             "truncated": dataset.truncated,
             "tokens": evaluation.tokens,
-            "loss": evaluation.loss,
-            "perplexity": evaluation.perplexity,
         });
-        if let Some(bleu) = evaluation.bleu {
-            result["bleu"] = json!(bleu);
+        for (key, value) in &evaluation.metrics {
+            result[key] = json!(value);
+        }
+        if !generations.is_empty() {
             result["max_new_tokens"] = json!(args.max_new_tokens);
             result["generations"] = Value::Array(generations);
         }
@@ -68,28 +69,55 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     print(&evaluation, dataset.examples.len()).context("cannot write to standard output")
 }
 
-/// The model, the file and the data options, of the command line or of a run's configuration.
-fn what(args: &EvaluateArgs) -> anyhow::Result<(ModelArgs, PathBuf, DataOptions)> {
+/// What to evaluate.
+struct What {
+    model: ModelArgs,
+    file: PathBuf,
+    data: DataOptions,
+    /// Metrics of generated texts.
+    metrics: Vec<&'static Metric>,
+}
+
+/// What to evaluate, by the command line or by a run's configuration; metrics by both.
+fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
     let mut model = args.model.clone();
+    let mut metrics: Vec<&'static Metric> = Vec::new();
+    let bleu = args.bleu.then_some("bleu");
+    for name in args.metric.iter().map(String::as_str).chain(bleu) {
+        metrics.push(Metric::by_name(name).map_err(|error| Misuse(format!("--metric: {error}")))?);
+    }
     let Some(path) = &args.config else {
         let data = Written::command_line(&args.overrides)?.build_data_options()?;
         let file = args.data.clone().context("clap asks for --data or --config")?;
-        return Ok((model, file, data));
+        return Ok(What { model, file, data, metrics: of_texts(metrics) });
     };
     let config = Written::read(path, &args.overrides)?.build()?;
     let file = args.data.clone().or_else(|| config.data.validation_file.clone());
     let file = file.ok_or_else(|| Misuse(format!("{} has no validation_file: give --data", path.display())))?;
+    metrics.extend(text_metrics(&config.run, &config.arguments));
     model.model.get_or_insert(config.run.model_name_or_path);
     model.tokenizer = model.tokenizer.or(config.run.tokenizer_name_or_path);
     model.chat_template = model.chat_template.or(config.run.chat_template);
-    Ok((model, file, config.data))
+    Ok(What { model, file, data: config.data, metrics: of_texts(metrics) })
+}
+
+/// Those of `metrics` that are computed of generated texts, each once: loss and perplexity are measured in any case.
+fn of_texts(metrics: Vec<&'static Metric>) -> Vec<&'static Metric> {
+    let mut kept: Vec<&'static Metric> = Vec::new();
+    for metric in metrics {
+        if metric.needs_texts() && !kept.contains(&metric) {
+            kept.push(metric);
+        }
+    }
+    kept
 }
 
 fn print(evaluation: &Evaluation, examples: usize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "examples    {examples}")?;
     writeln!(out, "tokens      {}", evaluation.tokens)?;
-    writeln!(out, "loss        {:.4}", evaluation.loss)?;
-    writeln!(out, "perplexity  {:.3}", evaluation.perplexity)?;
-    evaluation.bleu.map_or(Ok(()), |bleu| writeln!(out, "BLEU        {bleu:.2}"))
+    for (key, value) in &evaluation.metrics {
+        writeln!(out, "{key:<10}  {}", rounded(*value))?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use tunesmith_tensor::Adapter;
+use tunesmith_train::metrics::Metric;
 use tunesmith_train::{Ending, GenerationTask, LOG_FILE, generation_cases, read_records};
 
 use crate::args::QuickstartArgs;
@@ -116,7 +117,8 @@ fn held_out(training: &Training, files: &SampleFiles, extent: &Extent) -> anyhow
     let records = read_records(&files.test, &training.config.data)?;
     let mut cases = generation_cases(&records, &training.base.pretrained.tokenizer)?;
     cases.truncate(extent.held_out);
-    Ok(GenerationTask { cases, options: greedy(&training.base, extent.max_new_tokens) })
+    let options = greedy(&training.base, extent.max_new_tokens);
+    Ok(GenerationTask { cases, options, metrics: vec![Metric::by_name("bleu")?] })
 }
 
 /// BLEU and texts for the held-out inputs.
@@ -129,7 +131,9 @@ fn answer(
     let base = &training.base;
     let count = task.cases.len();
     note(format_args!("{who} writes for {count} tables …"));
-    Ok(task.bleu(base.model(), &base.pretrained.tokenizer, adapter, &training.workspace, |_| ())?)
+    let (measured, texts) =
+        task.score(base.model(), &base.pretrained.tokenizer, adapter, &training.workspace, |_| ())?;
+    Ok((measured["bleu"], texts))
 }
 
 /// The first inputs with their outputs.

@@ -83,7 +83,7 @@ fn evaluation_finds_what_training_found() {
     }
     assert_eq!(result["generations"].as_array().unwrap().len(), 8);
     assert_eq!(result["generations"][0]["prompt"], "40 is ");
-    assert!(out.contains("examples    8\n") && out.contains("\nBLEU        "), "{out}");
+    assert!(out.contains("examples    8\n") && out.contains("\nbleu        "), "{out}");
 
     let columns = "41 is ||four one\n42 is ||four two\n";
     scene.write("valid.txt", columns);
@@ -94,6 +94,9 @@ fn evaluation_finds_what_training_found() {
     scene
         .run(&["evaluate", "-m", "model", "--data", "valid.jsonl", "delimeter=x"])
         .fails(2, &["did you mean 'delimiter'?"]);
+    scene
+        .run(&["evaluate", "-m", "model", "--data", "valid.jsonl", "--metric", "blue"])
+        .fails(2, &["--metric: there is no metric 'blue'; did you mean 'bleu'?"]);
     scene.run(&["evaluate", "-m", "model"]).fails(2, &["--data"]);
 }
 
