@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::ops::attention::{Attention, KeyValueRows, Prefix};
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::projection::Projection;
-use crate::tuner::{Affine, Base, WeightTuner};
+use crate::tuner::{Affine, Base, Tuned, WeightTuner};
 use crate::{Adapter, Matrix, Segments, SiteId, Tape, Var};
 
 /// A forward pass over a batch. Sequences of one adapter lie next to each other.
@@ -126,6 +126,45 @@ impl<'a> Forward<'a> {
                 };
                 let x = self.tape.slice_rows(x, rows);
                 self.tape.rms_norm(&x, &weight, epsilon)
+            })
+            .collect();
+        self.tape.concat_rows(&parts)
+    }
+
+    /// An RMS norm site whose weight is kept as its difference from one (Gemma): `y = x / √(mean(x²) + ε) · (1 + w)`.
+    pub fn centred_rms_norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, epsilon: f32) -> Var {
+        let parts: Vec<Var> = self
+            .weight_tuners(site, &self.segments)
+            .into_iter()
+            .map(|(rows, tuner)| {
+                let weight = match tuner {
+                    None => self.tape.constant(base.weight.to_matrix()),
+                    Some(tuner) => tuner.tuned(self.tape, base).weight,
+                };
+                let weight = self.tape.shift(weight, 1.0);
+                let x = self.tape.slice_rows(x, rows);
+                self.tape.rms_norm(&x, &weight, epsilon)
+            })
+            .collect();
+        self.tape.concat_rows(&parts)
+    }
+
+    /// A layer norm site; its bias may be absent.
+    pub fn layer_norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, epsilon: f32) -> Var {
+        let parts: Vec<Var> = self
+            .weight_tuners(site, &self.segments)
+            .into_iter()
+            .map(|(rows, tuner)| {
+                let Tuned { weight, bias } = match tuner {
+                    None => {
+                        let weight = self.tape.constant(base.weight.to_matrix());
+                        Tuned { weight, bias: base.bias.map(|bias| self.tape.constant(bias.to_matrix())) }
+                    }
+                    Some(tuner) => tuner.tuned(self.tape, base),
+                };
+                let bias = bias.unwrap_or_else(|| self.tape.constant(Matrix::zeros(1, weight.cols())));
+                let x = self.tape.slice_rows(x, rows);
+                self.tape.layer_norm(&x, &weight, &bias, epsilon)
             })
             .collect();
         self.tape.concat_rows(&parts)

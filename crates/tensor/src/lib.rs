@@ -23,6 +23,7 @@ pub use forward::Forward;
 pub use frozen::FrozenWeight;
 pub use kernels::Kernels;
 pub use matrix::Matrix;
+pub use ops::activation::Activation;
 pub use ops::attention::{Attention, KeyValueRows, Prefix};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::rotary::Rotary;

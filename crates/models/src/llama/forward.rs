@@ -2,7 +2,9 @@
 //! to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
+use tunesmith_tensor::{
+    Activation, Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var,
+};
 
 use crate::cache::Cache;
 use crate::llama::{Llama, LlamaLayer, SiteWeight};
@@ -39,7 +41,7 @@ impl Model for Llama {
             let normed = forward.rms_norm(norm.site, norm.base(), &x, self.epsilon());
             let gate = linear(forward, &layer.gate_proj, &normed);
             let up = linear(forward, &layer.up_proj, &normed);
-            let gated = forward.tape().silu_mul(&gate, &up);
+            let gated = forward.tape().gated(Activation::Silu, &gate, &up);
             drop((gate, up));
             let fed = linear(forward, &layer.down_proj, &gated);
             let fed = forward.hidden(layer.after_feed_forward, &normed, fed);

@@ -1,12 +1,14 @@
 //! What touches the hardware: matrix products. Operations call these and never know which path runs.
 
 mod blocked;
+mod erf;
 mod exp;
 mod plain;
 mod vectorised;
 
 use std::fmt;
 
+pub(crate) use erf::erf;
 pub(crate) use exp::exp;
 pub(crate) use vectorised::vectorised;
 

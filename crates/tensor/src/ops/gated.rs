@@ -1,52 +1,60 @@
-//! The gated feed-forward's product: `silu(gate)·up` (SwiGLU, Shazeer 2020).
+//! The gated feed-forward's product: `activation(gate)·up` (SwiGLU, GEGLU; Shazeer 2020, eq. 6).
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::kernels::{exp, vectorised};
+use crate::kernels::vectorised;
+use crate::ops::activation::{Function, with_function};
 use crate::ops::{for_each_row_block, rows_per_task};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::{Matrix, Tape, Var};
+use crate::{Activation, Matrix, Tape, Var};
 
 impl Tape {
-    /// `silu(gate)·up`, value by value, with `silu(x) = x·σ(x)`; all `[tokens, features]`.
-    /// Backward: `dgate = dy·up·σ(gate)·(1 + gate·(1 − σ(gate)))`, `dup = dy·silu(gate)`.
+    /// `activation(gate)·up`, value by value; all `[tokens, features]`.
+    /// Backward: `dgate = dy·up·f′(gate)`, `dup = dy·f(gate)`.
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn silu_mul(&mut self, gate: &Var, up: &Var) -> Var {
+    pub fn gated(&mut self, activation: Activation, gate: &Var, up: &Var) -> Var {
         assert_eq!(gate.value().shape(), up.value().shape(), "a gate is shaped as what it gates");
-        let cols = gate.cols();
-        let mut y = Matrix::uninitialised(self.workspace(), gate.rows(), cols);
-        for_each_row_block(
-            y.data_mut(),
-            cols,
-            #[inline(always)]
-            |first, rows| {
-                let range = first * cols..first * cols + rows.len();
-                let (gate, up) = (&gate.value().data()[range.clone()], &up.value().data()[range]);
-                rows.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate * sigmoid(*gate) * up);
-            },
-        );
-        let (gate_node, up_node) = (gate.node(), up.node());
-        self.output(y, &[gate_node, up_node], || SiluMul { gate: gate.shared(), up: up.shared(), gate_node, up_node })
+        with_function!(activation, gated(self, gate, up))
     }
 }
 
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+fn gated<F: Function>(tape: &mut Tape, gate: &Var, up: &Var) -> Var {
+    let cols = gate.cols();
+    let mut y = Matrix::uninitialised(tape.workspace(), gate.rows(), cols);
+    for_each_row_block(
+        y.data_mut(),
+        cols,
+        #[inline(always)]
+        |first, rows| {
+            let range = first * cols..first * cols + rows.len();
+            let (gate, up) = (&gate.value().data()[range.clone()], &up.value().data()[range]);
+            rows.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = F::value(*gate) * up);
+        },
+    );
+    let (gate_node, up_node) = (gate.node(), up.node());
+    tape.output(y, &[gate_node, up_node], || Gated::<F> {
+        gate: gate.shared(),
+        up: up.shared(),
+        gate_node,
+        up_node,
+        function: PhantomData,
+    })
 }
 
-struct SiluMul {
+struct Gated<F> {
     gate: Arc<Matrix>,
     up: Arc<Matrix>,
     gate_node: Option<NodeId>,
     up_node: Option<NodeId>,
+    function: PhantomData<F>,
 }
 
-impl Backward for SiluMul {
+impl<F: Function> Backward for Gated<F> {
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
         let (rows, cols) = gradient.shape();
         let mut dgate = Matrix::uninitialised(flow.workspace(), rows, cols);
@@ -61,9 +69,9 @@ impl Backward for SiluMul {
                 || {
                     for (((gate, up), dgate), dup) in gate.iter().zip(up).zip(dgate).zip(dup) {
                         let dy = *dup;
-                        let sigma = sigmoid(*gate);
-                        *dgate = dy * up * sigma * (1.0 + gate * (1.0 - sigma));
-                        *dup = dy * gate * sigma;
+                        let (value, slope) = F::value_and_slope(*gate);
+                        *dgate = dy * up * slope;
+                        *dup = dy * value;
                     }
                 },
             );
@@ -83,13 +91,15 @@ mod tests {
         let mut tape = Tape::evaluating(&crate::Workspace::new());
         let gate = tape.constant(Matrix::from_vec(1, 3, vec![-2.0, 0.0, 30.0]));
         let up = tape.constant(Matrix::from_vec(1, 3, vec![1.0, 5.0, 2.0]));
-        let y = tape.silu_mul(&gate, &up);
+        let y = tape.gated(Activation::Silu, &gate, &up);
         let expected = [-2.0 / (1.0 + 2.0f32.exp()), 0.0, 60.0];
         assert!(y.value().data().iter().zip(expected).all(|(y, e)| (y - e).abs() < 1e-5), "{y:?}");
     }
 
     #[test]
     fn gradients() {
-        check(&[random(3, 7, 0), random(3, 7, 1)], |tape, inputs| tape.silu_mul(&inputs[0], &inputs[1]));
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
+            check(&[random(3, 7, 0), random(3, 7, 1)], |tape, inputs| tape.gated(activation, &inputs[0], &inputs[1]));
+        }
     }
 }

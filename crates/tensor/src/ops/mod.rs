@@ -1,17 +1,21 @@
 //! The closed list of differentiable operations, one a file, each with its analytic backward. They are methods on
 //! [`Tape`](crate::Tape). All but attention treat each row on its own.
 
+pub(crate) mod activation;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod columns;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod gated;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod rows;
+pub(crate) mod shift;
 pub(crate) mod transpose;
 
 #[cfg(test)]
@@ -49,7 +53,7 @@ pub(crate) fn for_each_row_block(data: &mut [f32], cols: usize, work: impl Fn(us
 #[cfg(test)]
 mod tests {
     use super::finite_differences::random;
-    use crate::{Base, FrozenWeight, Gradients, Parameter, Projection, Rotary, Seed, Tape, Workspace};
+    use crate::{Activation, Base, FrozenWeight, Gradients, Parameter, Projection, Rotary, Seed, Tape, Workspace};
 
     /// A small model's worth of operations, large enough that every one of them is shared between threads: its loss and
     /// all gradients as bits.
@@ -58,14 +62,14 @@ mod tests {
         let workspace = Workspace::new();
         let weight = FrozenWeight::float32(random(256, 128, 0));
         let head = FrozenWeight::float32(random(1000, 128, 1));
-        let shapes = [(ROWS, 128), (1, 128), (16, 128), (256, 16), (128, 256)];
+        let shapes = [(ROWS, 128), (1, 128), (16, 128), (256, 16), (128, 256), (1, 128)];
         let parameters: Vec<Parameter> = shapes
             .iter()
             .enumerate()
             .map(|(index, (rows, cols))| Parameter::new("parameter", random(*rows, *cols, 2 + index as u64)))
             .collect();
         let mut tape = Tape::training(&workspace, Seed(1));
-        let [x, norm, a, b, down] = [0, 1, 2, 3, 4].map(|index| tape.parameter(&parameters[index]));
+        let [x, norm, a, b, down, shift] = [0, 1, 2, 3, 4, 5].map(|index| tape.parameter(&parameters[index]));
         let normed = tape.rms_norm(&x, &norm, 1e-5);
         let dropped = tape.dropout(&normed, 0.1);
         let low = tape.matmul_nt(&dropped, &a);
@@ -73,8 +77,10 @@ mod tests {
         let wide = tape.add_product(wide, 0..ROWS, &low, &b, 0.5);
         let positions: Vec<usize> = (0..ROWS).collect();
         let turned = tape.rotary(wide.clone(), &Rotary::new(&[1.0, 0.1, 0.01, 0.001], &positions, 1.0));
-        let gated = tape.silu_mul(&turned, &wide);
+        let gated = tape.gated(Activation::Silu, &turned, &wide);
         let fed = tape.matmul_nt(&gated, &down);
+        let fed = tape.layer_norm(&fed, &norm, &shift, 1e-5);
+        let fed = tape.activation(Activation::Gelu, &fed);
         let sum = tape.add(&x, fed);
         let targets: Vec<u32> = (0..ROWS as u32).map(|row| row * 3).collect();
         let projection = Projection::frozen(&sum, Base { weight: &head, bias: None });

@@ -1,4 +1,4 @@
-//! RMS norm: `y = x / √(mean(x²) + ε) · w`.
+//! RMS norm: `y = x / √(mean(x²) + ε) · w`, over whole rows or over each head of a row.
 
 use std::sync::Arc;
 
@@ -11,23 +11,24 @@ use crate::{Matrix, Tape, Var};
 
 impl Tape {
     /// `y = x / √(mean(x²) + ε) · weight` for each row of `x` `[tokens, features]`; `weight` is `[1, features]`
-    /// (Zhang and Sennrich 2019, eq. 4). With `g = dy·w` and `n = x·r`, `r = 1/√(mean(x²) + ε)`:
+    /// (Zhang and Sennrich 2019, eq. 4). A weight `[1, features/heads]` norms each head of a row on its own. With `g = dy·w` and `n = x·r`, `r = 1/√(mean(x²) + ε)`:
     /// `dx = r·(g − n·mean(g·n))`, `dw = Σ dy·n`.
     ///
     /// # Panics
-    /// If the widths differ.
+    /// If the width of `x` is no multiple of that of `weight`.
     pub fn rms_norm(&mut self, x: &Var, weight: &Var, epsilon: f32) -> Var {
-        let cols = x.cols();
-        assert_eq!(weight.value().shape(), (1, cols), "a norm is as wide as its input");
-        let mut y = Matrix::uninitialised(self.workspace(), x.rows(), cols);
+        let cols = weight.cols();
+        let fits = weight.rows() == 1 && x.cols().is_multiple_of(cols);
+        assert!(fits, "a norm [1, {cols}] is as wide as its input or each of its heads, {} features", x.cols());
+        let mut y = Matrix::uninitialised(self.workspace(), x.rows(), x.cols());
         let scale = weight.value().data();
         for_each_row_block(
             y.data_mut(),
             cols,
             #[inline(always)]
             |first, rows| {
-                for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
-                    let input = x.value().row(first + offset);
+                let inputs = x.value().data()[first * cols..].chunks_exact(cols);
+                for (out, input) in rows.chunks_exact_mut(cols).zip(inputs) {
                     let factor = inverse_rms(input, epsilon);
                     out.iter_mut().zip(input).zip(scale).for_each(|((out, x), w)| *out = w * (x * factor));
                 }
@@ -74,7 +75,7 @@ struct RmsNorm {
 
 impl Backward for RmsNorm {
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
-        let cols = gradient.cols();
+        let cols = self.weight.cols();
         let weight = self.weight.data();
         if self.weight_node.is_some() {
             let dw = self.weight_gradient(&gradient);
@@ -87,8 +88,9 @@ impl Backward for RmsNorm {
                 #[inline(always)]
                 |first, rows| {
                     let mut scaled = vec![0.0; cols];
-                    for (offset, out) in rows.chunks_exact_mut(cols).enumerate() {
-                        let (x, dy) = (self.x.row(first + offset), gradient.row(first + offset));
+                    let inputs = self.x.data()[first * cols..].chunks_exact(cols);
+                    let gradients = gradient.data()[first * cols..].chunks_exact(cols);
+                    for ((out, x), dy) in rows.chunks_exact_mut(cols).zip(inputs).zip(gradients) {
                         let factor = inverse_rms(x, self.epsilon);
                         scaled.iter_mut().zip(dy).zip(weight).for_each(|((g, dy), w)| *g = dy * w);
                         let mean = dot(&scaled, x) * factor / cols as f32;
@@ -106,7 +108,7 @@ impl Backward for RmsNorm {
 impl RmsNorm {
     /// `Σ dy·n` over rows: a partial sum a block of rows, added up in order.
     fn weight_gradient(&self, gradient: &Matrix) -> Matrix {
-        let cols = gradient.cols();
+        let cols = self.weight.cols();
         let block = rows_per_task(cols) * cols;
         let partial: Vec<Vec<f32>> = (gradient.data().par_chunks(block), self.x.data().par_chunks(block))
             .into_par_iter()
@@ -151,5 +153,18 @@ mod tests {
     #[test]
     fn gradients() {
         check(&[random(5, 19, 0), random(1, 19, 1)], |tape, inputs| tape.rms_norm(&inputs[0], &inputs[1], 1e-5));
+        check(&[random(5, 21, 0), random(1, 7, 1)], |tape, inputs| tape.rms_norm(&inputs[0], &inputs[1], 1e-5));
+    }
+
+    #[test]
+    fn each_head_of_a_row_is_a_row_of_its_own() {
+        let mut tape = Tape::evaluating(&crate::Workspace::new());
+        let x = random(3, 8, 0);
+        let weight = tape.constant(random(1, 4, 1));
+        let heads = tape.constant(Matrix::from_vec(6, 4, x.to_vec()));
+        let x = tape.constant(x);
+        let whole = tape.rms_norm(&x, &weight, 1e-6);
+        let apart = tape.rms_norm(&heads, &weight, 1e-6);
+        assert_eq!((whole.value().shape(), whole.value().data()), ((3, 8), apart.value().data()));
     }
 }
