@@ -32,7 +32,11 @@ impl Base {
     /// # Errors
     /// [`Misuse`] if neither is given; everything that can be wrong with their files.
     pub(crate) fn from_args(args: &ModelArgs) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
-        let options = LoadOptions { tokenizer: args.tokenizer.clone(), chat_template: args.chat_template.clone() };
+        let options = LoadOptions {
+            tokenizer: args.tokenizer.clone(),
+            chat_template: args.chat_template.clone(),
+            ..LoadOptions::default()
+        };
         let base = match (&args.model, &args.adapter) {
             (Some(name), _) => Self::load(name, &options)?,
             (None, Some(adapter)) => {

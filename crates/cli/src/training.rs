@@ -51,6 +51,7 @@ impl Training {
         let options = LoadOptions {
             tokenizer: config.run.tokenizer_name_or_path.clone(),
             chat_template: config.run.chat_template.clone(),
+            ..LoadOptions::default()
         };
         let base = Base::load(&config.run.model_name_or_path, &options)?;
         let (_, train) = read_dataset(&data.train_file, &config, &base)?;

@@ -30,7 +30,7 @@ pub use generate::{FinishReason, Generated, GenerationOptions, generate};
 pub use generation_defaults::GenerationDefaults;
 pub use gguf::Gguf;
 pub use llama::Llama;
-pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model};
+pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in};
 pub use model::{Model, ModelInfo};
 pub use number_format::NumberFormat;
 pub use safetensors::Safetensors;

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tunesmith_tensor::Precision;
+
 use crate::error::ModelError;
 use crate::generation_defaults::GenerationDefaults;
 use crate::gguf::Gguf;
@@ -13,6 +15,7 @@ use crate::model::Model;
 use crate::number_format::NumberFormat;
 use crate::safetensors::Safetensors;
 use crate::tokenizer::TextTokenizer;
+use crate::weights::InPrecision;
 
 const CONFIG: &str = "config.json";
 
@@ -23,6 +26,8 @@ pub struct LoadOptions {
     pub tokenizer: Option<PathBuf>,
     /// A file with a Jinja chat template (`chat_template`).
     pub chat_template: Option<PathBuf>,
+    /// The precision that weights are kept in, which the workspace's should be too. Default: float32.
+    pub precision: Precision,
 }
 
 /// A model without a tokenizer.
@@ -47,6 +52,8 @@ pub struct Pretrained {
     pub format: NumberFormat,
     /// The folder or file it came from.
     pub source: PathBuf,
+    /// The precision that its weights are kept in.
+    pub precision: Precision,
 }
 
 /// Loads a model and its tokenizer from a Hugging Face folder or a GGUF file. The tokenizer comes first, because it is
@@ -65,18 +72,27 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError
         Some(template) => tokenizer.with_chat_template(template)?,
         None => tokenizer,
     };
-    let LoadedModel { model, generation, format } = opened.load()?;
+    let LoadedModel { model, generation, format } = opened.load(options.precision)?;
     let tokenizer = tokenizer.for_embeddings(model.info().vocab_size);
     let generation = generation.or_from(&tokenizer);
-    Ok(Pretrained { model, tokenizer, generation, format, source: path.to_path_buf() })
+    let precision = options.precision;
+    Ok(Pretrained { model, tokenizer, generation, format, source: path.to_path_buf(), precision })
 }
 
-/// Loads a model alone, for work on token ids.
+/// Loads a model alone, in float32, for work on token ids.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_model(path: &Path) -> Result<LoadedModel, ModelError> {
-    Opened::open(path)?.load()
+    load_model_in(path, Precision::Float32)
+}
+
+/// The same with its weights kept in `precision`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_model_in(path: &Path, precision: Precision) -> Result<LoadedModel, ModelError> {
+    Opened::open(path)?.load(precision)
 }
 
 /// A model whose small files have been read.
@@ -106,18 +122,20 @@ impl Opened {
         Ok(Self::Folder { folder: path.to_path_buf(), config })
     }
 
-    fn load(self) -> Result<LoadedModel, ModelError> {
+    fn load(self, precision: Precision) -> Result<LoadedModel, ModelError> {
         match self {
             Self::Folder { folder, config } => {
                 let generation = GenerationDefaults::from_folder(&folder, &config.json)?;
                 let mut source = Safetensors::open(&folder)?;
                 let format = source.format();
-                let model: Arc<dyn Model> = Arc::new(Llama::from_source(config, &mut source)?);
+                let model: Arc<dyn Model> =
+                    Arc::new(Llama::from_source(config, &mut InPrecision { source: &mut source, precision })?);
                 Ok(LoadedModel { model, generation, format })
             }
             Self::Gguf(mut gguf) => {
                 let generation = GenerationDefaults::from_gguf(&gguf)?;
-                let model = Llama::from_source(gguf.config().clone(), &mut gguf)?;
+                let config = gguf.config().clone();
+                let model = Llama::from_source(config, &mut InPrecision { source: &mut gguf, precision })?;
                 Ok(LoadedModel { model: Arc::new(model), generation, format: NumberFormat::F32 })
             }
         }
@@ -176,8 +194,8 @@ mod tests {
         }
         let template = folder.path().join("own.jinja");
         fs::write(&template, "{{ messages[0].content }}").unwrap();
-        let options =
-            LoadOptions { tokenizer: Some(folder.path().join("tokenizer.json")), chat_template: Some(template) };
+        let tokenizer = Some(folder.path().join("tokenizer.json"));
+        let options = LoadOptions { tokenizer, chat_template: Some(template), ..LoadOptions::default() };
         let loaded = load(&file.path, &options).unwrap();
         assert!(loaded.tokenizer.has_chat_template());
         let text = loaded.tokenizer.encode("hel", true).unwrap_err().to_string();

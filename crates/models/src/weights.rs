@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tunesmith_tensor::{FrozenWeight, Matrix};
+use tunesmith_tensor::{FrozenWeight, Matrix, Precision};
 
 use crate::error::{ModelError, TensorProblem};
 
@@ -35,6 +35,39 @@ pub trait WeightSource {
     /// # Errors
     /// If the file ends early or cannot be read.
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError>;
+
+    /// The precision that matrices are kept in; vectors are always float32.
+    fn precision(&self) -> Precision {
+        Precision::Float32
+    }
+}
+
+/// A source whose matrices are kept in another precision.
+pub(crate) struct InPrecision<'a> {
+    pub(crate) source: &'a mut dyn WeightSource,
+    pub(crate) precision: Precision,
+}
+
+impl WeightSource for InPrecision<'_> {
+    fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn stored(&self) -> &BTreeMap<String, StoredTensor> {
+        self.source.stored()
+    }
+
+    fn supported_formats(&self) -> &'static str {
+        self.source.supported_formats()
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
+        self.source.read(name)
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
 }
 
 /// Compares all tensors of `source` with those that the model expects, and reports everything that does not fit at
@@ -76,11 +109,11 @@ pub(crate) fn check(
     if problems.is_empty() { Ok(()) } else { Err(ModelError::Tensors { path: source.path().to_path_buf(), problems }) }
 }
 
-/// Reads a tensor of known shape as a frozen float32 weight: `[out, in]`, or `[1, n]` for a vector.
+/// Reads a tensor of known shape as a frozen weight in the source's precision: `[out, in]`, or `[1, n]` for a vector.
 pub(crate) fn take(source: &mut dyn WeightSource, name: &str, shape: &[usize]) -> Result<FrozenWeight, ModelError> {
     let values = source.read(name)?;
     Ok(match shape {
-        [rows, cols] => FrozenWeight::float32(Matrix::from_vec(*rows, *cols, values)),
+        [rows, cols] => FrozenWeight::in_precision(Matrix::from_vec(*rows, *cols, values), source.precision()),
         _ => FrozenWeight::vector(values),
     })
 }

@@ -20,8 +20,8 @@ mod workspace;
 
 pub use adapter::Adapter;
 pub use forward::Forward;
-pub use frozen::FrozenWeight;
-pub use kernels::Kernels;
+pub use frozen::{FrozenWeight, WeightFormat};
+pub use kernels::{Kernels, Precision};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
 pub use ops::attention::{Attention, KeyValueRows, Prefix};

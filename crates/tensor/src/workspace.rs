@@ -28,16 +28,22 @@ impl Workspace {
         Self { pool: Arc::default(), kernels }
     }
 
+    /// An empty pool, with the fastest kernels for products in `precision`.
+    pub fn with_precision(precision: crate::Precision) -> Self {
+        Self::with_kernels(Kernels::detect().with_precision(precision))
+    }
+
     /// The kernels that operations on this workspace use.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 
-    /// A buffer of `len` floats with unspecified (initialised, possibly stale) contents.
+    /// A buffer of `len` floats, aligned to cache lines, with unspecified (initialised, possibly stale) contents.
     pub(crate) fn take(&self, len: usize) -> Buffer {
         let class = size_class(len);
-        let data = self.pool.take(class).unwrap_or_else(|| vec![0.0; class]);
-        Buffer { data, len, pool: Some(Arc::clone(&self.pool)) }
+        let data = self.pool.take(class).unwrap_or_else(|| vec![0.0; class + LINE]);
+        let start = data.as_ptr().align_offset(LINE * size_of::<f32>());
+        Buffer { data, start, len, pool: Some(Arc::clone(&self.pool)) }
     }
 
     /// Runs `work` on a thread of the pool. Operations that begin there share their work at once; from any other thread
@@ -90,6 +96,9 @@ impl Pool {
     }
 }
 
+/// Floats of a cache line, to which buffers are aligned.
+const LINE: usize = 16;
+
 /// Rounds up to one of eight sizes an octave, so that batches of slightly different lengths share buffers and at most
 /// an eighth of a buffer is wasted.
 fn size_class(len: usize) -> usize {
@@ -103,6 +112,7 @@ fn size_class(len: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     data: Vec<f32>,
+    start: usize,
     len: usize,
     pool: Option<Arc<Pool>>,
 }
@@ -110,7 +120,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// Wraps a vector that belongs to no pool.
     pub(crate) fn from_vec(data: Vec<f32>) -> Self {
-        Self { len: data.len(), data, pool: None }
+        Self { start: 0, len: data.len(), data, pool: None }
     }
 }
 
@@ -118,13 +128,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        &self.data[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        &mut self.data[self.start..self.start + self.len]
     }
 }
 
@@ -133,7 +143,7 @@ impl Drop for Buffer {
         if let Some(pool) = self.pool.take() {
             let data = std::mem::take(&mut self.data);
             let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(data.len()).or_default().push(data);
+            free.entry(data.len() - LINE).or_default().push(data);
         }
     }
 }

@@ -1,15 +1,22 @@
 //! What touches the hardware: matrix products. Operations call these and never know which path runs.
 
+pub(crate) mod bf16;
 mod blocked;
 mod erf;
 mod exp;
 mod plain;
+mod precision;
 mod vectorised;
 
 use std::fmt;
+use std::ops::Range;
+
+use crate::Workspace;
+use bf16::{Columns, PackedColumns, PackedRows, Unit};
 
 pub(crate) use erf::erf;
 pub(crate) use exp::exp;
+pub use precision::Precision;
 pub(crate) use vectorised::vectorised;
 
 /// `C ← beta·C + alpha·A·B` over strided float32 views.
@@ -28,28 +35,62 @@ pub(crate) enum Parallelism {
     Single,
 }
 
-/// The kernels in use; chosen once, when the program starts.
+/// The kernels in use, and the precision they compute in; chosen once, when the program starts.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     gemm: &'static dyn Gemm,
+    unit: Unit,
+    precision: Precision,
 }
 
 impl Kernels {
-    /// The fastest kernels that this processor runs.
+    /// The fastest kernels that this processor runs, in float32.
     pub fn detect() -> Self {
-        Self::blocked()
-    }
-
-    /// Cache-blocked products, vectorised for the processor at run time (AVX-512, AVX2 and FMA, NEON).
-    pub fn blocked() -> Self {
-        Self { gemm: &blocked::Blocked }
+        Self { gemm: &blocked::Blocked, unit: Unit::detect(), precision: Precision::Float32 }
     }
 
     /// The plain definition, three loops with float64 accumulation: what the others are tested against.
     pub fn plain() -> Self {
-        Self { gemm: &plain::Plain }
+        Self { gemm: &plain::Plain, ..Self::detect() }
     }
 
+    /// Products in bf16 by AMX's tile unit; `None` where the processor has none.
+    pub fn amx() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Self::of(Unit::Amx);
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
+    /// Products in bf16 by AVX-512's dot products; `None` where the processor has none.
+    pub fn avx512_bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Self::of(Unit::Avx512);
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
+    /// Products of bf16 operands by float32 arithmetic, which every processor has.
+    pub fn bf16_in_float32() -> Self {
+        Self { unit: Unit::Float32, precision: Precision::Bf16, ..Self::detect() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn of(unit: Unit) -> Option<Self> {
+        unit.is_supported().then(|| Self { unit, precision: Precision::Bf16, ..Self::detect() })
+    }
+
+    /// The same kernels computing in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The precision of [`Kernels::product`] and of products with frozen weights.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// `C ← beta·C + alpha·A·B` in float32, whatever the precision.
     pub(crate) fn gemm(&self, c: ViewMut<'_>, beta: f32, alpha: f32, a: View<'_>, b: View<'_>, par: Parallelism) {
         assert_eq!(a.rows, c.rows, "a product's rows are its left factor's");
         assert_eq!(b.cols, c.cols, "a product's columns are its right factor's");
@@ -58,11 +99,35 @@ impl Kernels {
             self.gemm.gemm(c, beta, alpha, a, b, par);
         }
     }
+
+    /// `C ← beta·C + alpha·A·B` in the precision in use; in bf16 `alpha·A` and `B` are rounded.
+    pub(crate) fn product(
+        &self,
+        workspace: &Workspace,
+        c: ViewMut<'_>,
+        beta: f32,
+        alpha: f32,
+        a: View<'_>,
+        b: View<'_>,
+    ) {
+        match self.precision {
+            Precision::Float32 => self.gemm(c, beta, alpha, a, b, Parallelism::Pool),
+            Precision::Bf16 => {
+                let (a, b) = (PackedRows::pack(workspace, a, alpha), PackedColumns::pack(workspace, b));
+                self.packed(c, beta, &a, &b, Parallelism::Pool);
+            }
+        }
+    }
+
+    /// `C ← beta·C + A·B` of packed bf16 factors.
+    pub(crate) fn packed(&self, c: ViewMut<'_>, beta: f32, a: &PackedRows, b: &dyn Columns, par: Parallelism) {
+        self.unit.product(c, beta, a, b, par);
+    }
 }
 
 impl fmt::Debug for Kernels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kernels({:?})", self.gemm)
+        write!(f, "Kernels({:?}, {:?}, {:?})", self.precision, self.gemm, self.unit)
     }
 }
 
@@ -86,6 +151,13 @@ impl<'a> View<'a> {
     /// The whole of a matrix.
     pub(crate) fn of(matrix: &'a crate::Matrix) -> Self {
         Self::rows_of(matrix.data(), matrix.rows(), matrix.cols(), matrix.cols())
+    }
+
+    /// Some of its columns.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.cols, "a view's columns are among its own");
+        let start = (columns.start * self.col_stride).min(self.data.len());
+        Self { data: &self.data[start..], cols: columns.len(), ..self }
     }
 
     /// The same values with rows and columns exchanged.
@@ -113,5 +185,12 @@ impl<'a> ViewMut<'a> {
     pub(crate) fn of(matrix: &'a mut crate::Matrix) -> Self {
         let (rows, cols) = matrix.shape();
         Self::rows_of(matrix.data_mut(), rows, cols, cols)
+    }
+
+    /// Some of its columns.
+    pub(crate) fn columns(&mut self, columns: Range<usize>) -> ViewMut<'_> {
+        assert!(columns.end <= self.cols, "a view's columns are among its own");
+        let start = columns.start.min(self.data.len());
+        ViewMut { data: &mut self.data[start..], cols: columns.len(), ..*self }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::kernels::{Parallelism, View, ViewMut, exp, vectorised};
+use crate::kernels::{View, ViewMut, exp, vectorised};
 use crate::ops::linear::add_frozen_row;
 use crate::projection::Projection;
 use crate::tape::{Backward, Flow, NodeId};
@@ -153,7 +153,7 @@ impl Projection {
             let x = view_of_rows(term.input.value(), &own);
             let weight = View::of(term.weight.value()).transposed();
             let y = view_of_rows_mut(&mut y, &inside);
-            workspace.kernels().gemm(y, 1.0, term.scale, x, weight, Parallelism::Pool);
+            workspace.kernels().product(workspace, y, 1.0, term.scale, x, weight);
         }
         for (bias_rows, bias) in &self.biases {
             let Some((inside, _)) = overlap(bias_rows, &rows) else { continue };
@@ -181,12 +181,12 @@ impl Projection {
             let dy = view_of_rows(dy, &inside);
             if dx.node.is_some() {
                 let dx = view_of_rows_mut(&mut dx.gradient, &own);
-                workspace.kernels().gemm(dx, 0.0, term.scale, dy, View::of(term.weight.value()), Parallelism::Pool);
+                workspace.kernels().product(workspace, dx, 0.0, term.scale, dy, View::of(term.weight.value()));
             }
             if dw.node.is_some() {
                 let x = view_of_rows(term.input.value(), &own);
                 let dw = ViewMut::of(&mut dw.gradient);
-                workspace.kernels().gemm(dw, 1.0, term.scale, dy.transposed(), x, Parallelism::Pool);
+                workspace.kernels().product(workspace, dw, 1.0, term.scale, dy.transposed(), x);
             }
         }
         for (bias_rows, _) in &self.biases {

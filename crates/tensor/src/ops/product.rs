@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::kernels::{Parallelism, View, ViewMut};
+use crate::kernels::{View, ViewMut};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var, Workspace};
 
@@ -38,7 +38,7 @@ fn product(workspace: &Workspace, y: &mut Matrix, rows: Range<usize>, beta: f32,
     let cols = y.cols();
     let target = &mut y.data_mut()[rows.start * cols..rows.end * cols];
     let target = ViewMut::rows_of(target, rows.len(), cols, cols);
-    workspace.kernels().gemm(target, beta, scale, View::of(x), View::of(w).transposed(), Parallelism::Pool);
+    workspace.kernels().product(workspace, target, beta, scale, View::of(x), View::of(w).transposed());
 }
 
 struct Product {
@@ -79,13 +79,13 @@ impl Backward for Product {
         if let Some(w) = &self.w {
             flow.accumulate(self.x_node, self.x_shape, |workspace, dx, beta| {
                 let dx = ViewMut::of(dx);
-                workspace.kernels().gemm(dx, beta, self.scale, dy, View::of(w), Parallelism::Pool);
+                workspace.kernels().product(workspace, dx, beta, self.scale, dy, View::of(w));
             });
         }
         if let Some(x) = &self.x {
             flow.accumulate(self.w_node, self.w_shape, |workspace, dw, beta| {
                 let dw = ViewMut::of(dw);
-                workspace.kernels().gemm(dw, beta, self.scale, dy.transposed(), View::of(x), Parallelism::Pool);
+                workspace.kernels().product(workspace, dw, beta, self.scale, dy.transposed(), View::of(x));
             });
         }
         if let Some(acc) = self.acc {

@@ -1,11 +1,21 @@
 //! Weights that never change: a type of their own, never on the tape, never with a gradient.
+//!
+//! How a weight is stored and how its products are computed are two choices: the storage decides what lies in memory,
+//! the workspace's [`Precision`] the arithmetic. Products in float32 see the stored values exactly; products in bf16 see
+//! them rounded to bf16, together with the other factor. A weight stored in float32 is always multiplied in float32.
+
+mod bf16;
+mod float32;
+mod format;
+
+pub use format::WeightFormat;
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Matrix;
-use crate::kernels::{Parallelism, View, ViewMut};
+use crate::kernels::{View, ViewMut};
 use crate::workspace::Workspace;
+use crate::{Matrix, Precision};
 
 /// A frozen weight `[out, in]` (a vector is `[1, n]`), shared by cloning. How it is stored is the storage's business;
 /// operations ask for products and rows only.
@@ -31,7 +41,25 @@ trait Storage: Send + Sync {
 impl FrozenWeight {
     /// A weight `[out, in]` kept in float32.
     pub fn float32(weight: Matrix) -> Self {
-        Self { storage: Arc::new(Float32(weight)) }
+        Self { storage: Arc::new(float32::Float32(weight)) }
+    }
+
+    /// A weight `[out, in]` rounded to bf16 and kept in the order in which the kernels take it.
+    pub fn bf16(weight: &Matrix) -> Self {
+        Self { storage: Arc::new(bf16::Bf16::pack(weight)) }
+    }
+
+    /// A weight as `precision` wants it: float32, or rounded to bf16.
+    pub fn in_precision(weight: Matrix, precision: Precision) -> Self {
+        match precision {
+            Precision::Float32 => Self::float32(weight),
+            Precision::Bf16 => Self::bf16(&weight),
+        }
+    }
+
+    /// A weight in a format that is unpacked as products need it.
+    pub fn stored(format: impl WeightFormat + 'static) -> Self {
+        Self { storage: Arc::new(format::Unpacked(format)) }
     }
 
     /// A vector `[1, n]` kept in float32, such as a bias or a norm's weight.
@@ -92,30 +120,5 @@ impl fmt::Debug for FrozenWeight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rows, cols) = self.shape();
         write!(f, "FrozenWeight [{rows}, {cols}]")
-    }
-}
-
-struct Float32(Matrix);
-
-impl Storage for Float32 {
-    fn shape(&self) -> (usize, usize) {
-        self.0.shape()
-    }
-
-    fn forward(&self, workspace: &Workspace, y: ViewMut<'_>, beta: f32, alpha: f32, x: View<'_>) {
-        let weight = View::of(&self.0).transposed();
-        workspace.kernels().gemm(y, beta, alpha, x, weight, Parallelism::Pool);
-    }
-
-    fn input_gradient(&self, workspace: &Workspace, dx: ViewMut<'_>, beta: f32, alpha: f32, dy: View<'_>) {
-        workspace.kernels().gemm(dx, beta, alpha, dy, View::of(&self.0), Parallelism::Pool);
-    }
-
-    fn read_row(&self, row: usize, out: &mut [f32]) {
-        out.copy_from_slice(self.0.row(row));
-    }
-
-    fn bytes(&self) -> usize {
-        size_of_val(self.0.data())
     }
 }

@@ -1,0 +1,233 @@
+//! Blocks of products by AMX's tile unit (`tdpbf16ps`), in inline assembly because its intrinsics are not stable.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::sync::OnceLock;
+
+use super::product::Block;
+use super::tile::{LANES, Tile};
+
+/// Whether the processor and the operating system offer AMX with bf16. Asks the system for it the first time.
+pub(super) fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| has_instructions() && super::avx512::is_supported() && is_permitted())
+}
+
+#[allow(unsafe_code)]
+fn has_instructions() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    const TILE_STATE: u64 = 0b11 << 17;
+    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    let features = __cpuid_count(7, 0).edx;
+    // SAFETY: OSXSAVE says that `xgetbv` exists.
+    let state = unsafe { enabled_state() };
+    features & AMX_BF16 != 0 && features & AMX_TILE != 0 && state & TILE_STATE == TILE_STATE
+}
+
+#[target_feature(enable = "xsave")]
+#[allow(unsafe_code)]
+unsafe fn enabled_state() -> u64 {
+    // SAFETY: the caller checked that the instruction exists.
+    unsafe { _xgetbv(0) }
+}
+
+/// Linux keeps the tiles' state only for processes that ask for it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: this call takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+#[repr(C, align(64))]
+struct TileConfiguration([u8; 64]);
+
+/// Eight tiles of 16 rows of 64 bytes.
+static CONFIGURATION: TileConfiguration = TileConfiguration({
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        bytes[16 + 2 * tile] = 64;
+        bytes[48 + tile] = 16;
+        tile += 1;
+    }
+    bytes
+});
+
+/// The calling thread's tile unit, configured while this lives.
+pub(super) struct TileUnit(());
+
+impl TileUnit {
+    #[allow(unsafe_code)]
+    pub(super) fn configure() -> Self {
+        assert!(is_supported(), "the processor has no AMX");
+        // SAFETY: AMX is there and permitted; the configuration is valid.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for TileUnit {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: AMX is there; nobody expects the tiles to keep anything.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+const TILE: usize = size_of::<Tile>();
+
+impl Block for TileUnit {
+    #[allow(unsafe_code)]
+    unsafe fn block<const ROWS: usize, const COLS: usize>(
+        &self,
+        a: [*const Tile; ROWS],
+        b: [*const Tile; COLS],
+        depth: usize,
+        c: *mut f32,
+        stride: usize,
+        accumulate: bool,
+        ahead: *const u8,
+    ) {
+        let stride = stride * size_of::<f32>();
+        let below = c.wrapping_byte_add(LANES * stride);
+        let beside = c.wrapping_add(LANES);
+        let last = below.wrapping_add(LANES);
+        // SAFETY: the caller vouches for the pointers; `self` says that the tiles are configured.
+        unsafe {
+            match (ROWS, COLS, accumulate) {
+                (2, 2, false) => asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"),
+                (2, 2, true) => asm!(
+                    "tileloadd tmm0, [{c0} + {s}*1]", "tileloadd tmm1, [{c1} + {s}*1]",
+                    "tileloadd tmm2, [{c2} + {s}*1]", "tileloadd tmm3, [{c3} + {s}*1]",
+                    c0 = in(reg) c, c1 = in(reg) beside, c2 = in(reg) below, c3 = in(reg) last, s = in(reg) stride,
+                ),
+                (1, 2, false) => asm!("tilezero tmm0", "tilezero tmm1"),
+                (1, 2, true) => asm!(
+                    "tileloadd tmm0, [{c0} + {s}*1]", "tileloadd tmm1, [{c1} + {s}*1]",
+                    c0 = in(reg) c, c1 = in(reg) beside, s = in(reg) stride,
+                ),
+                (2, 1, false) => asm!("tilezero tmm0", "tilezero tmm2"),
+                (2, 1, true) => asm!(
+                    "tileloadd tmm0, [{c0} + {s}*1]", "tileloadd tmm2, [{c2} + {s}*1]",
+                    c0 = in(reg) c, c2 = in(reg) below, s = in(reg) stride,
+                ),
+                (_, _, false) => asm!("tilezero tmm0"),
+                (_, _, true) => asm!("tileloadd tmm0, [{c0} + {s}*1]", c0 = in(reg) c, s = in(reg) stride),
+            }
+            if depth > 0 {
+                match (ROWS, COLS) {
+                    (2, 2) => asm!(
+                        "2:",
+                        "tileloadd tmm4, [{a0} + {s}*1]",
+                        "tileloadd tmm6, [{b0} + {s}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{b1} + {s}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tileloadd tmm5, [{a1} + {s}*1]",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        "prefetcht1 [{ahead}]",
+                        "prefetcht1 [{ahead} + 64]",
+                        "add {ahead}, 128",
+                        "add {a0}, {t}",
+                        "add {a1}, {t}",
+                        "add {b0}, {t}",
+                        "add {b1}, {t}",
+                        "dec {n}",
+                        "jnz 2b",
+                        a0 = inout(reg) a[0] => _,
+                        a1 = inout(reg) a[ROWS - 1] => _,
+                        b0 = inout(reg) b[0] => _,
+                        b1 = inout(reg) b[COLS - 1] => _,
+                        n = inout(reg) depth => _,
+                        ahead = inout(reg) ahead => _,
+                        s = in(reg) 64usize,
+                        t = const TILE,
+                    ),
+                    (1, 2) => asm!(
+                        "2:",
+                        "tileloadd tmm4, [{a0} + {s}*1]",
+                        "tileloadd tmm6, [{b0} + {s}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{b1} + {s}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "add {a0}, {t}",
+                        "add {b0}, {t}",
+                        "add {b1}, {t}",
+                        "dec {n}",
+                        "jnz 2b",
+                        a0 = inout(reg) a[0] => _,
+                        b0 = inout(reg) b[0] => _,
+                        b1 = inout(reg) b[COLS - 1] => _,
+                        n = inout(reg) depth => _,
+                        s = in(reg) 64usize,
+                        t = const TILE,
+                    ),
+                    (2, 1) => asm!(
+                        "2:",
+                        "tileloadd tmm6, [{b0} + {s}*1]",
+                        "tileloadd tmm4, [{a0} + {s}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm5, [{a1} + {s}*1]",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "add {a0}, {t}",
+                        "add {a1}, {t}",
+                        "add {b0}, {t}",
+                        "dec {n}",
+                        "jnz 2b",
+                        a0 = inout(reg) a[0] => _,
+                        a1 = inout(reg) a[ROWS - 1] => _,
+                        b0 = inout(reg) b[0] => _,
+                        n = inout(reg) depth => _,
+                        s = in(reg) 64usize,
+                        t = const TILE,
+                    ),
+                    _ => asm!(
+                        "2:",
+                        "tileloadd tmm4, [{a0} + {s}*1]",
+                        "tileloadd tmm6, [{b0} + {s}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "add {a0}, {t}",
+                        "add {b0}, {t}",
+                        "dec {n}",
+                        "jnz 2b",
+                        a0 = inout(reg) a[0] => _,
+                        b0 = inout(reg) b[0] => _,
+                        n = inout(reg) depth => _,
+                        s = in(reg) 64usize,
+                        t = const TILE,
+                    ),
+                }
+            }
+            match (ROWS, COLS) {
+                (2, 2) => asm!(
+                    "tilestored [{c0} + {s}*1], tmm0", "tilestored [{c1} + {s}*1], tmm1",
+                    "tilestored [{c2} + {s}*1], tmm2", "tilestored [{c3} + {s}*1], tmm3",
+                    c0 = in(reg) c, c1 = in(reg) beside, c2 = in(reg) below, c3 = in(reg) last, s = in(reg) stride,
+                ),
+                (1, 2) => asm!(
+                    "tilestored [{c0} + {s}*1], tmm0", "tilestored [{c1} + {s}*1], tmm1",
+                    c0 = in(reg) c, c1 = in(reg) beside, s = in(reg) stride,
+                ),
+                (2, 1) => asm!(
+                    "tilestored [{c0} + {s}*1], tmm0", "tilestored [{c2} + {s}*1], tmm2",
+                    c0 = in(reg) c, c2 = in(reg) below, s = in(reg) stride,
+                ),
+                _ => asm!("tilestored [{c0} + {s}*1], tmm0", c0 = in(reg) c, s = in(reg) stride),
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Products of bf16 operands with float32 accumulation, on the fastest unit that the processor has.
+//!
+//! Operands are packed into tiles ([`tile`]). The left factor's rows and the right factor's columns are rounded to bf16
+//! once; products of two bf16 numbers are exact in float32, so a result differs from the exact sum of the rounded
+//! operands' products by the rounding of a float32 sum alone. Every value is summed along the inner dimension in one fixed
+//! order: for one unit, a row's results depend neither on the other rows, nor on their number, nor on the number of
+//! threads.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_pack;
+mod float32;
+mod operand;
+mod pack;
+mod product;
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use operand::{Columns, PackedColumns, PackedRows, Panel, corner};
+pub(crate) use pack::{Order, index, pack, transpose};
+pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16};
+
+use crate::kernels::{Parallelism, ViewMut};
+
+/// What multiplies tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// AMX: tiles of 16 × 32 by 32 × 16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// AVX-512's bf16 dot products.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// float32 arithmetic on the rounded operands.
+    Float32,
+}
+
+impl Unit {
+    /// All units, fastest first.
+    pub(crate) const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Amx,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        Self::Float32,
+    ];
+
+    /// The fastest that this processor has.
+    pub(crate) fn detect() -> Self {
+        Self::ALL.iter().copied().find(|unit| unit.is_supported()).unwrap_or(Self::Float32)
+    }
+
+    /// Whether this processor has it.
+    pub(crate) fn is_supported(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => amx::is_supported(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::is_supported(),
+            Self::Float32 => true,
+        }
+    }
+
+    /// `C ← beta·C + A·B`, `beta` being 0 or 1.
+    pub(crate) fn product(self, c: ViewMut<'_>, beta: f32, a: &PackedRows, b: &dyn Columns, parallelism: Parallelism) {
+        assert_eq!(a.rows(), c.rows, "a product's rows are its left factor's");
+        assert_eq!(b.cols(), c.cols, "a product's columns are its right factor's");
+        assert_eq!(a.depth(), b.depth(), "a product's factors share their inner size");
+        if c.rows > 0 && c.cols > 0 {
+            product::product(self, c, beta != 0.0, a, b, parallelism);
+        }
+    }
+}

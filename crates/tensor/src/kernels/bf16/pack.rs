@@ -1,0 +1,152 @@
+//! From float32 matrices to tiles, and from one order of tiles to the other.
+
+use super::tile::{DEPTH, LANES, Tile, to_bf16};
+
+/// A corner of a matrix that becomes a tile: up to 16 lanes by up to 32 places of the inner dimension; the rest of the
+/// tile is zero.
+#[derive(Clone, Copy)]
+pub(crate) struct Corner<'a> {
+    /// From the corner's first value on.
+    pub(crate) data: &'a [f32],
+    /// At most [`LANES`].
+    pub(crate) lanes: usize,
+    /// At most [`DEPTH`].
+    pub(crate) depth: usize,
+    pub(crate) lane_stride: usize,
+    pub(crate) depth_stride: usize,
+    /// Every value is multiplied by it before rounding.
+    pub(crate) scale: f32,
+}
+
+/// The order of a tile's values; see [`Tile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Rows,
+    Pairs,
+}
+
+/// Fills `tile` from a corner of a matrix.
+pub(crate) fn pack(corner: Corner<'_>, order: Order, tile: &mut Tile) {
+    let Corner { data, lanes, depth, lane_stride, depth_stride, .. } = corner;
+    assert!(lanes <= LANES && depth <= DEPTH, "a corner fits its tile");
+    if lanes == 0 || depth == 0 {
+        *tile = Tile::ZERO;
+        return;
+    }
+    assert!((lanes - 1) * lane_stride + (depth - 1) * depth_stride < data.len(), "a corner lies in its data");
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported() && (lane_stride == 1 || depth_stride == 1) {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions; the corner lies in its data.
+        unsafe {
+            super::avx512_pack::pack(corner, order, tile);
+        }
+        return;
+    }
+    *tile = Tile::ZERO;
+    for lane in 0..lanes {
+        for place in 0..depth {
+            let value = to_bf16(data[lane * lane_stride + place * depth_stride] * corner.scale);
+            tile.0[index(order, lane, place)] = value;
+        }
+    }
+}
+
+/// Where a tile in `order` has the value of `lane` and `depth`.
+#[inline(always)]
+pub(crate) fn index(order: Order, lane: usize, depth: usize) -> usize {
+    match order {
+        Order::Rows => lane * DEPTH + depth,
+        Order::Pairs => depth / 2 * (2 * LANES) + lane * 2 + depth % 2,
+    }
+}
+
+/// Exchanges lanes and inner dimension of 32 × 32 values: `first` and `second` in pairs order are lanes 0–15 and 16–31 of
+/// a square; `out` is that square's transpose, again as two tiles in pairs order.
+pub(crate) fn transpose(first: &Tile, second: &Tile, out: &mut [Tile; 2]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions.
+        unsafe {
+            super::avx512_pack::transpose(first, second, out);
+        }
+        return;
+    }
+    for (half, source) in [first, second].into_iter().enumerate() {
+        for lane in 0..LANES {
+            for depth in 0..DEPTH {
+                let value = source.0[index(Order::Pairs, lane, depth)];
+                out[depth / LANES].0[index(Order::Pairs, depth % LANES, half * LANES + lane)] = value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::bf16::tile::VALUES;
+    use crate::ops::finite_differences::random;
+
+    /// The definition of [`pack`].
+    fn packed(corner: Corner<'_>, order: Order) -> Tile {
+        let mut tile = Tile::ZERO;
+        for lane in 0..corner.lanes {
+            for depth in 0..corner.depth {
+                let value = corner.data[lane * corner.lane_stride + depth * corner.depth_stride];
+                tile.0[index(order, lane, depth)] = to_bf16(value * corner.scale);
+            }
+        }
+        tile
+    }
+
+    #[test]
+    fn packs_every_corner_in_both_orders() {
+        let matrix = random(40, 45, 0);
+        for (lanes, depth) in [(16, 32), (1, 1), (15, 31), (16, 17), (7, 16), (3, 2), (16, 1), (1, 32)] {
+            for (lane_stride, depth_stride) in [(45, 1), (1, 45), (2, 45), (45, 2)] {
+                if (lanes - 1) * lane_stride + (depth - 1) * depth_stride >= matrix.data().len() {
+                    continue;
+                }
+                for order in [Order::Rows, Order::Pairs] {
+                    let corner = Corner { data: matrix.data(), lanes, depth, lane_stride, depth_stride, scale: 0.75 };
+                    let mut tile = Tile([7; VALUES]);
+                    pack(corner, order, &mut tile);
+                    assert_eq!(tile, packed(corner, order), "{lanes} × {depth}, {lane_stride}, {order:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transposing_exchanges_lanes_and_depth() {
+        let tile = |start: u16| Tile(std::array::from_fn(|place| start + place as u16));
+        let (first, second) = (tile(0), tile(5000));
+        let mut out = [Tile::ZERO; 2];
+        transpose(&first, &second, &mut out);
+        for lane in 0..LANES {
+            for depth in 0..DEPTH {
+                let place = |half: usize| index(Order::Pairs, depth % LANES, half * LANES + lane);
+                let source = index(Order::Pairs, lane, depth);
+                assert_eq!(out[depth / LANES].0[place(0)], first.0[source]);
+                assert_eq!(out[depth / LANES].0[place(1)], second.0[source]);
+            }
+        }
+        let mut back = [Tile::ZERO; 2];
+        transpose(&out[0], &out[1], &mut back);
+        assert_eq!(back, [first, second]);
+    }
+
+    #[test]
+    fn rounds_to_the_nearest_and_ties_to_even() {
+        assert_eq!(to_bf16(1.0), 0x3f80);
+        assert_eq!(to_bf16(f32::from_bits(0x3f80_8000)), 0x3f80);
+        assert_eq!(to_bf16(f32::from_bits(0x3f81_8000)), 0x3f82);
+        assert_eq!(to_bf16(f32::from_bits(0x3f80_8001)), 0x3f81);
+        assert_eq!(to_bf16(-1e-40), 0x8000);
+        assert_eq!(to_bf16(f32::INFINITY), 0x7f80);
+        assert_eq!(to_bf16(f32::MAX), 0x7f80);
+        assert_eq!(to_bf16(f32::NAN) & 0x7fff, 0x7fc0);
+    }
+}
