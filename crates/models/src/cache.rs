@@ -2,6 +2,8 @@
 
 use tunesmith_tensor::{KeyValueRows, Matrix, Segments};
 
+use crate::model::{ModelInfo, ModelKind};
+
 /// The caches of a batch's sequences, in the batch's order.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -10,8 +12,10 @@ pub struct Cache {
 
 #[derive(Debug)]
 struct SequenceCache {
-    /// Keys and values of each block, rows of `[tokens, kv_heads · head_dim]`.
+    /// Keys and values of each block's self-attention, rows of `[tokens, kv_heads · head_dim]`.
     blocks: Vec<Rows>,
+    /// Keys and values of each block's attention to the encoder's outputs; without an entry where there is no encoder.
+    cross: Vec<Rows>,
     cols: usize,
 }
 
@@ -22,9 +26,14 @@ struct Rows {
 }
 
 impl Cache {
-    /// Empty caches for `sequences` sequences of a model with `blocks` blocks and keys `cols` wide.
-    pub fn new(sequences: usize, blocks: usize, cols: usize) -> Self {
-        let empty = || SequenceCache { blocks: vec![Rows::default(); blocks], cols };
+    /// Empty caches for `sequences` sequences of a model.
+    pub fn new(sequences: usize, model: &ModelInfo) -> Self {
+        let cross = if matches!(model.kind, ModelKind::EncoderDecoder { .. }) { model.blocks } else { 0 };
+        let empty = || SequenceCache {
+            blocks: vec![Rows::default(); model.blocks],
+            cross: vec![Rows::default(); cross],
+            cols: model.kv_heads * model.head_dim,
+        };
         Self { sequences: std::iter::repeat_with(empty).take(sequences).collect() }
     }
 
@@ -38,10 +47,15 @@ impl Cache {
         self.sequences.is_empty()
     }
 
-    /// Tokens (virtual ones included) that a sequence has in its cache.
+    /// Tokens (virtual ones included) that a sequence has in its cache; the decoder's, where there are two stacks.
     pub fn length(&self, sequence: usize) -> usize {
         let cache = &self.sequences[sequence];
         cache.blocks.first().map_or(0, |rows| rows.keys.len() / cache.cols)
+    }
+
+    /// The lengths of all sequences.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        (0..self.len()).map(|sequence| self.length(sequence)).collect()
     }
 
     /// Adds the sequences of another cache after this one's.
@@ -57,16 +71,31 @@ impl Cache {
 
     /// Adds the batch's keys and values, both `[tokens, kv_heads · head_dim]`, to one block's rows.
     pub(crate) fn push(&mut self, block: usize, segments: &Segments, keys: &Matrix, values: &Matrix) {
-        for (cache, range) in self.sequences.iter_mut().zip(segments.ranges()) {
-            let floats = range.start * cache.cols..range.end * cache.cols;
-            cache.blocks[block].keys.extend_from_slice(&keys.data()[floats.clone()]);
-            cache.blocks[block].values.extend_from_slice(&values.data()[floats]);
-        }
+        self.extend(segments, keys, values, |cache| &mut cache.blocks[block]);
     }
 
     /// All rows of one block, sequence by sequence.
     pub(crate) fn rows(&self, block: usize) -> Vec<KeyValueRows<'_>> {
-        let rows = self.sequences.iter().map(|cache| &cache.blocks[block]);
+        self.views(|cache| &cache.blocks[block])
+    }
+
+    fn extend(
+        &mut self,
+        segments: &Segments,
+        keys: &Matrix,
+        values: &Matrix,
+        rows: impl Fn(&mut SequenceCache) -> &mut Rows,
+    ) {
+        for (cache, range) in self.sequences.iter_mut().zip(segments.ranges()) {
+            let floats = range.start * cache.cols..range.end * cache.cols;
+            let rows = rows(cache);
+            rows.keys.extend_from_slice(&keys.data()[floats.clone()]);
+            rows.values.extend_from_slice(&values.data()[floats]);
+        }
+    }
+
+    fn views(&self, rows: impl Fn(&SequenceCache) -> &Rows) -> Vec<KeyValueRows<'_>> {
+        let rows = self.sequences.iter().map(rows);
         rows.map(|rows| KeyValueRows { keys: &rows.keys, values: &rows.values }).collect()
     }
 }

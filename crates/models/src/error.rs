@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::task::Task;
+
 /// An error of this crate. Problems of one kind are reported together.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -43,6 +45,21 @@ pub enum ModelError {
         found: String,
         /// What it may name.
         known: Vec<String>,
+    },
+    /// The architecture has no head for a task.
+    #[error(
+        "{}: models of type {model_type:?} have no head for {}; they have heads for {}",
+        path.display(), task.name(), known.iter().map(|task| task.name()).collect::<Vec<_>>().join(", ")
+    )]
+    NoSuchHead {
+        /// The configuration.
+        path: PathBuf,
+        /// Its model type.
+        model_type: String,
+        /// The task that was asked for.
+        task: Task,
+        /// The tasks it has heads for.
+        known: Vec<Task>,
     },
     /// The configuration has values that make no sense or ask for what is not supported.
     #[error("{}: {}", path.display(), listed(problems))]

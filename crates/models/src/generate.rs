@@ -3,7 +3,7 @@
 use tunesmith_tensor::{Adapter, Forward, Seed, Segments, Stream, Tape, Workspace};
 
 use crate::cache::Cache;
-use crate::model::Model;
+use crate::model::{DecoderInputs, Inputs, Model, ModelKind};
 use crate::sampling::Sampling;
 use crate::text_stream::TextStream;
 use crate::tokenizer::TextTokenizer;
@@ -48,8 +48,8 @@ pub struct Generated {
     pub finish: FinishReason,
 }
 
-/// Continues each prompt (token ids, not empty), with an adapter or the base alone. `on_text(prompt, piece)` gets text
-/// as soon as it is certain.
+/// Continues each prompt (token ids, not empty), with an adapter or the base alone; an encoder-decoder reads the prompt
+/// and writes a text of its own. `on_text(prompt, piece)` gets text as soon as it is certain.
 ///
 /// # Panics
 /// If a prompt is empty, or there is not one adapter entry a prompt.
@@ -67,14 +67,23 @@ pub fn generate(
     let mut running: Vec<Running<'_>> = prompts
         .iter()
         .enumerate()
-        .map(|(index, prompt)| Running {
-            index,
-            adapter: adapters[index],
-            tokens: prompt.clone(),
-            prompt: prompt.len(),
-            text: TextStream::new(tokenizer, &options.stop),
-            stream: options.seed.stream("sampling", index as u64),
-            finish: (options.max_new_tokens == 0).then_some(FinishReason::Length),
+        .map(|(index, prompt)| {
+            let (source, tokens) = match model.info().kind {
+                ModelKind::EncoderDecoder { decoder_start_token_id, .. } => {
+                    (prompt.clone(), vec![decoder_start_token_id])
+                }
+                _ => (Vec::new(), prompt.clone()),
+            };
+            Running {
+                index,
+                adapter: adapters[index],
+                prompt: tokens.len(),
+                source,
+                tokens,
+                text: TextStream::new(tokenizer, &options.stop),
+                stream: options.seed.stream("sampling", index as u64),
+                finish: (options.max_new_tokens == 0).then_some(FinishReason::Length),
+            }
         })
         .collect();
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
@@ -85,8 +94,7 @@ pub fn generate(
     while prefilled < running.len() {
         let end = prefill_end(&running, prefilled);
         let batch = &mut running[prefilled..end];
-        let info = model.info();
-        let mut part = Cache::new(batch.len(), info.blocks, info.kv_heads * info.head_dim);
+        let mut part = Cache::new(batch.len(), model.info());
         step(model, workspace, batch, &mut part, options, limit, &mut on_text);
         cache.append(part);
         prefilled = end;
@@ -103,9 +111,11 @@ pub fn generate(
 struct Running<'a> {
     index: usize,
     adapter: Option<&'a Adapter>,
-    /// The prompt and what has been generated.
+    /// What the encoder reads, where there is one.
+    source: Vec<u32>,
+    /// The prompt and what has been generated; of an encoder-decoder the token it begins with and what followed.
     tokens: Vec<u32>,
-    /// Length of the prompt.
+    /// How many of the tokens were not generated.
     prompt: usize,
     text: TextStream<'a>,
     stream: Stream,
@@ -116,7 +126,7 @@ struct Running<'a> {
 fn prefill_end(running: &[Running<'_>], start: usize) -> usize {
     let mut tokens = 0;
     let fits = running[start..].iter().take_while(|run| {
-        tokens += run.tokens.len();
+        tokens += run.source.len() + run.tokens.len();
         tokens <= PREFILL_TOKENS
     });
     start + fits.count().max(1)
@@ -137,15 +147,31 @@ fn step(
         run.tokens[new..].to_vec()
     };
     let inputs: Vec<Vec<u32>> = running.iter().enumerate().map(fresh).collect();
+    let ids = inputs.concat();
     let segments = Segments::from_lengths(inputs.iter().map(Vec::len));
     let last_rows = segments.ranges().map(|range| range.end - 1).collect();
+    let encodes = matches!(model.info().kind, ModelKind::EncoderDecoder { .. });
+    let sources: Vec<&[u32]> = running
+        .iter()
+        .enumerate()
+        .map(|(sequence, run)| if cache.length(sequence) == 0 { &run.source[..] } else { &[] })
+        .collect();
+    let source = sources.concat();
     let adapters: Vec<_> = running.iter().map(|run| run.adapter).collect();
     let logits = workspace.run(|| {
         let mut tape = Tape::evaluating(workspace);
-        let mut forward = Forward::mixed(&mut tape, segments, &adapters);
-        let hidden = model.hidden_states(&mut forward, &inputs.concat(), Some(cache));
+        let decoder = DecoderInputs { ids: &ids, segments: &segments };
+        let (inputs, first_segments) = if encodes {
+            let lengths = sources.iter().map(|source| source.len());
+            let inputs = Inputs { ids: &source, token_type_ids: &[], decoder: Some(decoder) };
+            (inputs, Segments::from_lengths(lengths))
+        } else {
+            (Inputs::tokens(&ids), segments.clone())
+        };
+        let mut forward = Forward::mixed(&mut tape, first_segments, &adapters);
+        let hidden = model.hidden_states(&mut forward, &inputs, Some(cache));
         let hidden = forward.tape().gather_rows(&hidden, last_rows);
-        let one_each = Segments::from_lengths(inputs.iter().map(|_| 1));
+        let one_each = Segments::from_lengths(adapters.iter().map(|_| 1));
         model.logits(&mut forward, &hidden, &one_each)
     });
     for (row, run) in running.iter_mut().enumerate() {

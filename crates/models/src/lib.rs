@@ -1,6 +1,7 @@
 //! Language models over the training core: loading from Hugging Face folders and GGUF files, tokenizers, chat
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
+mod architectures;
 mod cache;
 mod chat;
 mod error;
@@ -19,6 +20,7 @@ mod python_json;
 mod safetensors;
 mod sampling;
 mod save;
+mod task;
 mod text_stream;
 mod tokenizer;
 mod weights;
@@ -30,11 +32,12 @@ pub use generate::{FinishReason, Generated, GenerationOptions, generate};
 pub use generation_defaults::GenerationDefaults;
 pub use gguf::Gguf;
 pub use llama::Llama;
-pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in};
-pub use model::{Model, ModelInfo};
+pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in, load_model_with};
+pub use model::{DecoderInputs, Inputs, Model, ModelInfo, ModelKind};
 pub use number_format::NumberFormat;
 pub use safetensors::Safetensors;
 pub use sampling::Sampling;
 pub use save::save_folder;
+pub use task::{HeadInfo, HeadOptions, ProblemType, Task};
 pub use tokenizer::{EncodedChat, TextTokenizer};
 pub use weights::{StoredTensor, WeightSource};

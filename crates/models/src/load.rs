@@ -3,17 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
 use tunesmith_tensor::Precision;
 
+use crate::architectures::{Configured, configure};
 use crate::error::ModelError;
 use crate::generation_defaults::GenerationDefaults;
 use crate::gguf::Gguf;
 use crate::gguf_tokenizer;
 use crate::json;
-use crate::llama::{Llama, LlamaConfig};
+use crate::llama::Llama;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
 use crate::safetensors::Safetensors;
+use crate::task::{HeadOptions, Task};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::InPrecision;
 
@@ -28,6 +31,8 @@ pub struct LoadOptions {
     pub chat_template: Option<PathBuf>,
     /// The precision that weights are kept in, which the workspace's should be too. Default: float32.
     pub precision: Precision,
+    /// What the model shall end in.
+    pub head: HeadOptions,
 }
 
 /// A model without a tokenizer.
@@ -62,7 +67,7 @@ pub struct Pretrained {
 /// # Errors
 /// Everything that can be wrong with the files; see [`ModelError`].
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError> {
-    let opened = Opened::open(path)?;
+    let opened = Opened::open(path, &options.head)?;
     let tokenizer = match (&options.tokenizer, &opened) {
         (Some(tokenizer), _) => TextTokenizer::open(tokenizer)?,
         (None, Opened::Folder { folder, .. }) => TextTokenizer::open(folder)?,
@@ -79,7 +84,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError
     Ok(Pretrained { model, tokenizer, generation, format, source: path.to_path_buf(), precision })
 }
 
-/// Loads a model alone, in float32, for work on token ids.
+/// Loads a model alone, in float32, for work on token ids, with the head that its files describe.
 ///
 /// # Errors
 /// As [`load`].
@@ -92,22 +97,38 @@ pub fn load_model(path: &Path) -> Result<LoadedModel, ModelError> {
 /// # Errors
 /// As [`load`].
 pub fn load_model_in(path: &Path, precision: Precision) -> Result<LoadedModel, ModelError> {
-    Opened::open(path)?.load(precision)
+    load_model_with(path, precision, &HeadOptions::default())
+}
+
+/// The same with a head of one's own choice.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_model_with(path: &Path, precision: Precision, head: &HeadOptions) -> Result<LoadedModel, ModelError> {
+    Opened::open(path, head)?.load(precision)
 }
 
 /// A model whose small files have been read.
 enum Opened {
-    Folder { folder: PathBuf, config: LlamaConfig },
+    Folder { folder: PathBuf, json: Map<String, Value>, config: Box<dyn Configured> },
     Gguf(Gguf),
 }
 
 impl Opened {
-    fn open(path: &Path) -> Result<Self, ModelError> {
+    fn open(path: &Path, head: &HeadOptions) -> Result<Self, ModelError> {
         let not_a_model =
             |reason: &str| Err(ModelError::NotAModel { path: path.to_path_buf(), reason: reason.to_owned() });
         if path.is_file() {
             if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-                return Ok(Self::Gguf(Gguf::open(path)?));
+                return match head.task {
+                    None | Some(Task::CausalLm) => Ok(Self::Gguf(Gguf::open(path)?)),
+                    Some(task) => Err(ModelError::NoSuchHead {
+                        path: path.to_path_buf(),
+                        model_type: "gguf".to_owned(),
+                        task,
+                        known: vec![Task::CausalLm],
+                    }),
+                };
             }
             return not_a_model("it is a file of another kind");
         }
@@ -118,18 +139,18 @@ impl Opened {
         if !config.is_file() {
             return not_a_model("it has no config.json");
         }
-        let config = LlamaConfig::from_json(json::read_object(&config)?, &config)?;
-        Ok(Self::Folder { folder: path.to_path_buf(), config })
+        let json = json::read_object(&config)?;
+        let config = configure(json.clone(), &config, head)?;
+        Ok(Self::Folder { folder: path.to_path_buf(), json, config })
     }
 
     fn load(self, precision: Precision) -> Result<LoadedModel, ModelError> {
         match self {
-            Self::Folder { folder, config } => {
-                let generation = GenerationDefaults::from_folder(&folder, &config.json)?;
+            Self::Folder { folder, json, config } => {
+                let generation = GenerationDefaults::from_folder(&folder, &json)?;
                 let mut source = Safetensors::open(&folder)?;
                 let format = source.format();
-                let model: Arc<dyn Model> =
-                    Arc::new(Llama::from_source(config, &mut InPrecision { source: &mut source, precision })?);
+                let model = config.read(&mut InPrecision { source: &mut source, precision })?;
                 Ok(LoadedModel { model, generation, format })
             }
             Self::Gguf(mut gguf) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tunesmith_tensor::{FrozenWeight, Matrix, Precision};
+use tunesmith_tensor::{Base, FrozenWeight, Matrix, Precision, SiteId};
 
 use crate::error::{ModelError, TensorProblem};
 
@@ -67,6 +67,22 @@ impl WeightSource for InPrecision<'_> {
 
     fn precision(&self) -> Precision {
         self.precision
+    }
+}
+
+/// The frozen weight of a site.
+#[derive(Debug)]
+pub(crate) struct SiteWeight {
+    pub(crate) site: SiteId,
+    /// `[out, in]`; `[1, hidden]` for a norm.
+    pub(crate) weight: FrozenWeight,
+    /// `[1, out]`.
+    pub(crate) bias: Option<FrozenWeight>,
+}
+
+impl SiteWeight {
+    pub(crate) fn base(&self) -> Base<'_> {
+        Base { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loss of causal language models: every row predicts the next token of its sequence.
 
-use tunesmith_models::Model;
+use tunesmith_models::{Inputs, Model};
 use tunesmith_tensor::{Adapter, CrossEntropy, Forward, Gradients, IGNORED_TARGET, Seed, Segments, Tape, Workspace};
 
 use crate::Example;
@@ -36,7 +36,7 @@ impl Batch {
     /// The summed cross-entropy of the batch on `tape`.
     pub fn cross_entropy(&self, tape: &mut Tape, model: &dyn Model, adapter: Option<&Adapter>) -> CrossEntropy {
         let mut forward = Forward::new(tape, self.segments.clone(), adapter);
-        let hidden = model.hidden_states(&mut forward, &self.ids, None);
+        let hidden = model.hidden_states(&mut forward, &Inputs::tokens(&self.ids), None);
         model.cross_entropy(&mut forward, &hidden, &self.targets)
     }
 }

@@ -7,8 +7,9 @@ use tunesmith_tensor::{
 };
 
 use crate::cache::Cache;
-use crate::llama::{Llama, LlamaLayer, SiteWeight};
-use crate::model::{Model, ModelInfo};
+use crate::llama::{Llama, LlamaLayer};
+use crate::model::{Inputs, Model, ModelInfo};
+use crate::weights::SiteWeight;
 
 impl Model for Llama {
     fn info(&self) -> &ModelInfo {
@@ -23,13 +24,13 @@ impl Model for Llama {
         self.site_base(site)
     }
 
-    fn hidden_states(&self, forward: &mut Forward<'_>, tokens: &[u32], mut cache: Option<&mut Cache>) -> Var {
+    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
         let past: Vec<usize> = match &cache {
-            Some(cache) => (0..cache.len()).map(|sequence| cache.length(sequence)).collect(),
+            Some(cache) => cache.lengths(),
             None => vec![0; forward.segments().len()],
         };
         let fresh: Vec<bool> = past.iter().map(|past| *past == 0).collect();
-        let embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), tokens);
+        let embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), inputs.ids);
         let mut x = forward.input(self.input, embedded, &fresh);
         let rotary = self.rotary(forward, &past);
         for (block, layer) in self.layers.iter().enumerate() {

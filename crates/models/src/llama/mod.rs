@@ -9,10 +9,28 @@ mod weights;
 pub use config::{LlamaConfig, MODEL_TYPES};
 pub use rope::{Rope, RopeScaling};
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Base, FrozenWeight, Site, SiteId};
 
-use crate::model::ModelInfo;
+use crate::architectures::{Architecture, Configured};
+use crate::error::ModelError;
+use crate::model::{Model, ModelInfo};
+use crate::task::Task;
+use crate::weights::{SiteWeight, WeightSource};
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    model_types: &MODEL_TYPES,
+    tasks: &[Task::CausalLm],
+    configure: |json, path, _| Ok(Box::new(LlamaConfig::from_json(json, path)?)),
+};
+
+impl Configured for LlamaConfig {
+    fn read(self: Box<Self>, source: &mut dyn WeightSource) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(Llama::from_source(*self, source)?))
+    }
+}
 
 /// A model of the Llama family. [`Llama::from_source`] reads it.
 #[derive(Debug)]
@@ -48,22 +66,6 @@ pub(crate) struct LlamaLayer {
     pub(crate) after_feed_forward: SiteId,
     /// A query sees at most this many keys, itself included.
     pub(crate) sliding_window: Option<usize>,
-}
-
-/// The frozen weight of a site.
-#[derive(Debug)]
-pub(crate) struct SiteWeight {
-    pub(crate) site: SiteId,
-    /// `[out, in]`; `[1, hidden]` for a norm.
-    pub(crate) weight: FrozenWeight,
-    /// `[1, out]`.
-    pub(crate) bias: Option<FrozenWeight>,
-}
-
-impl SiteWeight {
-    pub(crate) fn base(&self) -> Base<'_> {
-        Base { weight: &self.weight, bias: self.bias.as_ref() }
-    }
 }
 
 impl LlamaLayer {

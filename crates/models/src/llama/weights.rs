@@ -5,9 +5,10 @@ use serde_json::Value;
 use tunesmith_tensor::{FrozenWeight, Role, Site, SiteId, SiteKind};
 
 use crate::error::ModelError;
-use crate::llama::{Llama, LlamaConfig, LlamaLayer, SiteWeight};
-use crate::model::ModelInfo;
-use crate::weights::{WeightSource, check, take};
+use crate::llama::{Llama, LlamaConfig, LlamaLayer};
+use crate::model::{ModelInfo, ModelKind};
+use crate::task::{HeadInfo, Task};
+use crate::weights::{SiteWeight, WeightSource, check, take};
 
 const LM_HEAD: &str = "lm_head.weight";
 
@@ -58,6 +59,7 @@ impl Llama {
         let lm_head = SiteWeight { site: next().0, weight: lm_head, bias: None };
         let info = ModelInfo {
             model_type: config.model_type.clone(),
+            kind: ModelKind::Decoder,
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             blocks: config.num_hidden_layers,
@@ -66,6 +68,7 @@ impl Llama {
             head_dim: config.head_dim,
             max_positions: config.max_position_embeddings,
             tied: config.tie_word_embeddings,
+            head: HeadInfo::language_model(Task::CausalLm),
         };
         Ok(Self { info, config, sites, input, embed_tokens, layers, norm, lm_head })
     }

@@ -5,19 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tunesmith_methods::{BuiltAdapter, LoraPlus, ModelDescription, TaskType, load_adapter, save_adapter};
-use tunesmith_models::{Cache, GenerationDefaults, Model, NumberFormat, load_model, save_folder};
+use tunesmith_models::{Cache, GenerationDefaults, Inputs, Model, NumberFormat, load_model, save_folder};
 use tunesmith_tensor::{Adapter, Forward, Gradients, IGNORED_TARGET, Parameter, Segments, SiteId, Tape, Workspace};
 use tunesmith_train::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, mean_loss, merged_tensors};
 
 use crate::Outcome;
 use crate::compare::Errors;
-use crate::fixture::{Inputs, Tensor, tensors};
+use crate::fixture::{Examples, Tensor, tensors};
 
 /// The base alone: logits, loss, and greedy generation with the cache.
 pub(crate) fn base(architecture: &Path) -> Outcome {
     let model = load_base(&architecture.join("model"));
     let io = tensors(&architecture.join("io.safetensors"));
-    let inputs = Inputs::of(&io);
+    let inputs = Examples::of(&io);
     let mut errors = Errors::default();
     errors.compare("logits", "", &logits(&*model, None, &inputs), &real_rows(&io["logits"], &inputs));
     let (loss, _) = loss_and_gradients(&*model, &Adapter::new(), &inputs);
@@ -40,7 +40,7 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
     let before = all_bits(&*model);
     let io = tensors(&architecture.join("io.safetensors"));
     let expect = tensors(&folder.join("expect.safetensors"));
-    let inputs = Inputs::of(&io);
+    let inputs = Examples::of(&io);
     let mut errors = Errors::default();
 
     let BuiltAdapter { mut adapter, config, .. } = load(folder, &*model);
@@ -73,21 +73,21 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
 }
 
 /// Logits `[tokens, vocabulary]` of all sequences.
-fn logits(model: &dyn Model, adapter: Option<&Adapter>, inputs: &Inputs) -> Vec<f32> {
+fn logits(model: &dyn Model, adapter: Option<&Adapter>, inputs: &Examples) -> Vec<f32> {
     let segments = Segments::from_lengths(inputs.sequences.iter().map(Vec::len));
     let mut tape = Tape::evaluating(&Workspace::new());
     let mut forward = Forward::new(&mut tape, segments.clone(), adapter);
-    let hidden = model.hidden_states(&mut forward, &inputs.sequences.concat(), None);
+    let hidden = model.hidden_states(&mut forward, &Inputs::tokens(&inputs.sequences.concat()), None);
     model.logits(&mut forward, &hidden, &segments).value().to_vec()
 }
 
 /// The rows of padded `[batch, length, vocabulary]` logits that are not padding.
-fn real_rows(logits: &Tensor, inputs: &Inputs) -> Vec<f32> {
+fn real_rows(logits: &Tensor, inputs: &Examples) -> Vec<f32> {
     let width = logits.shape[2];
     inputs.rows.iter().flat_map(|row| logits.values[row * width..(row + 1) * width].to_vec()).collect()
 }
 
-fn batch(inputs: &Inputs) -> Batch {
+fn batch(inputs: &Examples) -> Batch {
     let examples: Vec<Example> = inputs
         .sequences
         .iter()
@@ -101,7 +101,7 @@ fn batch(inputs: &Inputs) -> Batch {
 }
 
 /// The mean loss and its gradients, as training computes them.
-fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Inputs) -> (f32, Gradients) {
+fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Examples) -> (f32, Gradients) {
     let workspace = Workspace::new();
     let mut gradients = Gradients::new(&workspace);
     let loss = mean_loss(&[batch(inputs)], model, adapter, &workspace, None, &mut gradients);
@@ -128,7 +128,7 @@ fn compare_parameters(
 }
 
 /// Five AdamW steps with the reference's settings; the loss before each.
-fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Inputs, lora_plus: bool) -> Vec<f32> {
+fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
     let options = AdamWOptions { weight_decay: if lora_plus { 0.0 } else { 0.01 }, ..AdamWOptions::default() };
     let ratio = if lora_plus { 4.0 } else { 1.0 };
     let groups = LoraPlus { loraplus_lr_ratio: ratio, loraplus_weight_decay: 0.0 };
@@ -149,14 +149,13 @@ fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Inputs, lora_pl
 /// Greedy continuation with the cache, one token at a time after the prompt.
 pub(crate) fn greedy(model: &dyn Model, adapter: Option<&Adapter>, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let workspace = Workspace::new();
-    let info = model.info();
-    let mut cache = Cache::new(1, info.blocks, info.kv_heads * info.head_dim);
+    let mut cache = Cache::new(1, model.info());
     let mut input = prompt.to_vec();
     let mut new = Vec::new();
     for _ in 0..tokens {
         let mut tape = Tape::evaluating(&workspace);
         let mut forward = Forward::new(&mut tape, Segments::from_lengths([input.len()]), adapter);
-        let hidden = model.hidden_states(&mut forward, &input, Some(&mut cache));
+        let hidden = model.hidden_states(&mut forward, &Inputs::tokens(&input), Some(&mut cache));
         let last = forward.tape().slice_rows(&hidden, input.len() - 1..input.len());
         let logits = model.logits(&mut forward, &last, &Segments::from_lengths([1]));
         let best = logits.value().data().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));

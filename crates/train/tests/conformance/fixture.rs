@@ -64,14 +64,14 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
 }
 
 /// The inputs of a decoder case without their padding.
-pub(crate) struct Inputs {
+pub(crate) struct Examples {
     pub(crate) sequences: Vec<Vec<u32>>,
     pub(crate) labels: Vec<Vec<i64>>,
     /// For each real token its row in the padded `[batch · length]` layout.
     pub(crate) rows: Vec<usize>,
 }
 
-impl Inputs {
+impl Examples {
     /// From `io.safetensors`.
     pub(crate) fn of(io: &BTreeMap<String, Tensor>) -> Self {
         let (ids, mask, labels) = (&io["input_ids"], &io["attention_mask"], &io["labels"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tunesmith_models::{LoadOptions, load};
+use tunesmith_models::{Inputs, LoadOptions, load};
 use tunesmith_tensor::{Forward, IGNORED_TARGET, Segments, Tape, Workspace};
 
 use crate::Outcome;
@@ -46,7 +46,7 @@ pub(crate) fn smollm2(folder: &Path) -> Outcome {
         let reference: Vec<f32> = serde_json::from_value(case["nll"].clone()).expect("numbers");
         let mut tape = Tape::evaluating(&Workspace::new());
         let mut forward = Forward::new(&mut tape, Segments::from_lengths([ids.len()]), None);
-        let hidden = model.hidden_states(&mut forward, &ids, None);
+        let hidden = model.hidden_states(&mut forward, &Inputs::tokens(&ids), None);
         let targets: Vec<u32> = ids[1..].iter().copied().chain([IGNORED_TARGET]).collect();
         let losses = model.cross_entropy(&mut forward, &hidden, &targets).per_row;
         errors.require(losses.len() == reference.len(), "there is a loss for every token but the first");
