@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::ops::attention::{Attention, KeyValueRows, Prefix};
+use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::projection::Projection;
 use crate::tuner::{Affine, Base, Tuned, WeightTuner};
@@ -51,6 +51,17 @@ impl<'a> Forward<'a> {
     /// The tape.
     pub fn tape(&mut self) -> &mut Tape {
         self.tape
+    }
+
+    /// Goes on with other rows of the same sequences: an encoder-decoder passes from the encoder's tokens to the
+    /// decoder's, which lie as `segments` says.
+    ///
+    /// # Panics
+    /// If there is not one segment a sequence.
+    pub fn begin(&mut self, segments: Segments) {
+        assert_eq!(segments.len(), self.segments.len(), "each sequence has its rows");
+        self.segments = segments;
+        self.virtual_rows = Vec::new();
     }
 
     /// The sequences as rows of the batch, virtual tokens included.
@@ -192,15 +203,55 @@ impl<'a> Forward<'a> {
 
     /// An attention site over the batch's own keys and values.
     pub fn attention(&mut self, site: SiteId, options: &Attention, query: &Var, keys: &Var, values: &Var) -> Var {
+        self.biased_attention(site, options, None, query, keys, values)
+    }
+
+    /// The same with a bias on the scores.
+    pub fn biased_attention(
+        &mut self,
+        site: SiteId,
+        options: &Attention,
+        bias: Option<&DistanceBias>,
+        query: &Var,
+        keys: &Var,
+        values: &Var,
+    ) -> Var {
         let prefix = self.prefix(site, keys.cols());
         let segments = &self.segments;
-        self.tape.attention(options, query, segments, keys, values, segments, prefix.as_ref())
+        self.tape.attention(options, query, segments, keys, values, segments, prefix.as_ref(), bias)
+    }
+
+    /// An attention site over other sequences' keys and values, one for each of the batch: `key_segments` says where
+    /// they lie.
+    pub fn cross_attention(
+        &mut self,
+        site: SiteId,
+        options: &Attention,
+        query: &Var,
+        keys: &Var,
+        values: &Var,
+        key_segments: &Segments,
+    ) -> Var {
+        let prefix = self.prefix(site, keys.cols());
+        self.tape.attention(options, query, &self.segments, keys, values, key_segments, prefix.as_ref(), None)
     }
 
     /// An attention site over keys and values in a cache, one entry a sequence. Outside differentiation only.
     pub fn attention_over(&mut self, site: SiteId, options: &Attention, query: &Var, rows: &[KeyValueRows<'_>]) -> Var {
+        self.biased_attention_over(site, options, None, query, rows)
+    }
+
+    /// The same with a bias on the scores.
+    pub fn biased_attention_over(
+        &mut self,
+        site: SiteId,
+        options: &Attention,
+        bias: Option<&DistanceBias>,
+        query: &Var,
+        rows: &[KeyValueRows<'_>],
+    ) -> Var {
         let prefix = self.prefix(site, options.kv_heads * options.head_dim);
-        self.tape.attention_over(options, query, &self.segments, rows, prefix.as_ref())
+        self.tape.attention_over(options, query, &self.segments, rows, prefix.as_ref(), bias)
     }
 
     /// The keys and values that adapters put before each sequence at an attention site.

@@ -24,7 +24,7 @@ pub use frozen::{FrozenWeight, WeightFormat};
 pub use kernels::{Kernels, Precision};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
-pub use ops::attention::{Attention, KeyValueRows, Prefix};
+pub use ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::rotary::Rotary;
 pub use parameter::{Gradients, Parameter, ParameterId};

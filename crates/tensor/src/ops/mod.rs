@@ -4,6 +4,7 @@
 pub(crate) mod activation;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod binary_cross_entropy;
 pub(crate) mod columns;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
@@ -11,11 +12,15 @@ pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod pooling;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod rows;
 pub(crate) mod shift;
+pub(crate) mod softmax_cross_entropy;
+pub(crate) mod span_cross_entropy;
+pub(crate) mod squared_error;
 pub(crate) mod transpose;
 
 #[cfg(test)]

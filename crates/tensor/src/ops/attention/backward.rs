@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::scores::{Block, Queries, Side, Sums};
-use super::{Attention, BLOCK, KeyValueRows, Prefix, Sequence};
+use super::{Attention, BLOCK, KeptBias, KeyValueRows, Prefix, Sequence};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::workspace::Buffer;
 use crate::{Matrix, Segments, Var, Workspace};
@@ -20,6 +20,7 @@ pub(super) struct AttentionBackward {
     pub(super) query_node: Option<NodeId>,
     pub(super) own: KeyValues,
     pub(super) prefix: Option<KeyValues>,
+    pub(super) bias: Option<KeptBias>,
     /// The log-sum-exp of each query's scores, `[query tokens, heads]`.
     pub(super) lse: Matrix,
 }
@@ -66,14 +67,17 @@ impl Backward for AttentionBackward {
         let mut dk = like(self.own.key_node, &self.own.keys);
         let mut dv = like(self.own.value_node, &self.own.values);
         let tasks = self.tasks(&gradient, dq.as_mut(), dk.as_mut(), dv.as_mut());
-        let prefix_sums: Vec<PrefixSums> =
+        let shared_sums: Vec<SharedSums> =
             tasks.into_par_iter().with_max_len(1).map(|task| self.run(workspace, task)).collect();
         let mut gradients = vec![(self.query_node, dq), (self.own.key_node, dk), (self.own.value_node, dv)];
         if let Some(prefix) = &self.prefix {
-            let dk = prefix.key_node.map(|_| self.prefix_gradient(workspace, prefix, &prefix_sums, |sums| &sums.keys));
+            let dk = prefix.key_node.map(|_| self.prefix_gradient(workspace, prefix, &shared_sums, |sums| &sums.keys));
             let dv =
-                prefix.value_node.map(|_| self.prefix_gradient(workspace, prefix, &prefix_sums, |sums| &sums.values));
+                prefix.value_node.map(|_| self.prefix_gradient(workspace, prefix, &shared_sums, |sums| &sums.values));
             gradients.extend([(prefix.key_node, dk), (prefix.value_node, dv)]);
+        }
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.node.is_some()) {
+            gradients.push((bias.node, Some(self.bias_gradient(workspace, bias, &shared_sums))));
         }
         for (node, gradient) in gradients {
             if let Some(gradient) = gradient {
@@ -99,10 +103,12 @@ struct Task<'a> {
     dv: Vec<&'a mut [f32]>,
 }
 
-/// A task's share of the gradients of its sequence's prefix rows, `[rows, head_dim]` each.
-struct PrefixSums {
+/// A task's share of the gradients of what it shares with other tasks: its sequence's prefix rows, `[rows, head_dim]`
+/// each, and the bias of its heads, `[heads, distances]`.
+struct SharedSums {
     keys: Option<Buffer>,
     values: Option<Buffer>,
+    bias: Option<Buffer>,
 }
 
 impl AttentionBackward {
@@ -118,7 +124,7 @@ impl AttentionBackward {
         let query_ranges: Vec<Range<usize>> = self.query_segments.ranges().collect();
         let own = self.own.rows(&self.options);
         let prefix = self.prefix.as_ref().map(|prefix| prefix.rows(&self.options));
-        let sequences = Sequence::zip(&own, prefix.as_deref());
+        let sequences = Sequence::zip(&own, prefix.as_deref(), self.bias.as_ref().map(KeptBias::view));
         let gradients = column_blocks(dq, heads, &query_ranges)
             .into_iter()
             .zip(column_blocks(dk, heads, &self.own.ranges))
@@ -144,7 +150,7 @@ impl AttentionBackward {
     }
 
     /// Writes the task's gradients, but for those of the prefix, which it returns.
-    fn run(&self, workspace: &Workspace, mut task: Task<'_>) -> PrefixSums {
+    fn run(&self, workspace: &Workspace, mut task: Task<'_>) -> SharedSums {
         let options = &self.options;
         let head_dim = options.head_dim;
         let zeros = |node: Option<NodeId>, rows: KeyValueRows<'_>| {
@@ -158,9 +164,15 @@ impl AttentionBackward {
         let [prefix_key_node, prefix_value_node] =
             self.prefix.as_ref().map_or([None; 2], |prefix| [prefix.key_node, prefix.value_node]);
         let (mut key_sums, mut value_sums) = (zeros(self.own.key_node, own), zeros(self.own.value_node, own));
-        let mut prefix_sums =
-            PrefixSums { keys: zeros(prefix_key_node, prefix), values: zeros(prefix_value_node, prefix) };
-        let differentiates_scores = self.query_node.is_some() || key_sums.is_some() || prefix_sums.keys.is_some();
+        let bias = self.bias.as_ref().filter(|bias| bias.node.is_some()).map(|bias| {
+            let mut sums = workspace.take(options.group() * bias.view().values.cols());
+            sums.fill(0.0);
+            sums
+        });
+        let (keys, values) = (zeros(prefix_key_node, prefix), zeros(prefix_value_node, prefix));
+        let mut shared_sums = SharedSums { keys, values, bias };
+        let differentiates_scores =
+            self.query_node.is_some() || key_sums.is_some() || shared_sums.keys.is_some() || shared_sums.bias.is_some();
 
         let most = BLOCK.min(task.queries);
         let mut weights = workspace.take(most * task.sequence.rows(options));
@@ -178,7 +190,7 @@ impl AttentionBackward {
                 let weights = &mut weights[..block.len()];
                 block.scores(weights, query);
                 block.weights(weights, |row| task.lse[(rows.start + row) * options.heads + head]);
-                let mut sums = Sums { prefix: prefix_sums.values.as_deref_mut(), own: value_sums.as_deref_mut() };
+                let mut sums = Sums { prefix: shared_sums.values.as_deref_mut(), own: value_sums.as_deref_mut() };
                 block.add_transposed(&mut sums, 1.0, weights, gradient);
                 if !differentiates_scores {
                     continue;
@@ -187,7 +199,10 @@ impl AttentionBackward {
                 let scores = &mut scores[..block.len()];
                 block.outer(scores, 1.0, gradient, Side::Values);
                 block.score_gradients(scores, weights);
-                let mut sums = Sums { prefix: prefix_sums.keys.as_deref_mut(), own: key_sums.as_deref_mut() };
+                if let Some(sums) = shared_sums.bias.as_deref_mut() {
+                    block.add_bias_gradients(sums, task.kv_head * options.group(), scores);
+                }
+                let mut sums = Sums { prefix: shared_sums.keys.as_deref_mut(), own: key_sums.as_deref_mut() };
                 block.add_transposed(&mut sums, options.scale, scores, query);
                 if self.query_node.is_some() {
                     block.inner(&mut dq, head_dim, options.scale, scores, Side::Keys);
@@ -205,7 +220,7 @@ impl AttentionBackward {
                     .for_each(|(target, sum)| target.copy_from_slice(sum));
             }
         }
-        prefix_sums
+        shared_sums
     }
 
     /// The gradient of a prefix's keys or values: the tasks' sums, added up in the order of the sequences.
@@ -213,8 +228,8 @@ impl AttentionBackward {
         &self,
         workspace: &Workspace,
         prefix: &KeyValues,
-        tasks: &[PrefixSums],
-        side: impl Fn(&PrefixSums) -> &Option<Buffer>,
+        tasks: &[SharedSums],
+        side: impl Fn(&SharedSums) -> &Option<Buffer>,
     ) -> Matrix {
         let (heads, head_dim) = (self.options.kv_heads, self.options.head_dim);
         let mut gradient = Matrix::zeros_in(workspace, prefix.keys.rows(), prefix.keys.cols());
@@ -224,6 +239,19 @@ impl AttentionBackward {
                 let target = &mut gradient.row_mut(row)[number % heads * head_dim..][..head_dim];
                 target.iter_mut().zip(sum).for_each(|(target, value)| *target += value);
             }
+        }
+        gradient
+    }
+
+    /// The gradient of the bias: the tasks' sums, added up in the order of the sequences.
+    fn bias_gradient(&self, workspace: &Workspace, bias: &KeptBias, tasks: &[SharedSums]) -> Matrix {
+        let (rows, cols) = bias.view().values.shape();
+        let mut gradient = Matrix::zeros_in(workspace, rows, cols);
+        let (heads, share) = (self.options.kv_heads, self.options.group() * cols);
+        for (number, task) in tasks.iter().enumerate() {
+            let target = &mut gradient.data_mut()[number % heads * share..][..share];
+            let sums = task.bias.iter().flat_map(|sums| sums.iter());
+            target.iter_mut().zip(sums).for_each(|(target, value)| *target += value);
         }
         gradient
     }

@@ -66,7 +66,7 @@ impl Case {
         let ranges = self.prefix.clone();
         let prefix = Prefix { keys: prefix_keys.clone(), values: prefix_values.clone(), ranges };
         let prefix = if self.prefix.is_empty() { None } else { Some(&prefix) };
-        tape.attention(&self.options, query, &query_segments, keys, values, &key_segments, prefix)
+        tape.attention(&self.options, query, &query_segments, keys, values, &key_segments, prefix, None)
     }
 
     /// The operation's output.

@@ -87,7 +87,8 @@ impl Task<'_> {
         let mut sums = workspace.take(rows);
         if self.queries == 1 {
             let (offset, stride, kv_head) = (0, options.head_dim, self.kv_head);
-            let queries = Queries { rows, offset, stride, kv_head, position: self.position, step: 0 };
+            let (head, position) = (kv_head * options.group(), self.position);
+            let queries = Queries { rows, offset, stride, kv_head, head, head_step: 1, position, step: 0 };
             self.attend(workspace, options, queries, &mut scores, &mut sums);
         } else {
             for head in 0..options.heads {

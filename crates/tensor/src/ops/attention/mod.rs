@@ -8,6 +8,7 @@
 //! log-sum-exp (Dao et al. 2022). Keys that no query of a block sees are skipped, not masked.
 
 mod backward;
+mod bias;
 #[cfg(test)]
 mod definition;
 mod forward;
@@ -16,7 +17,10 @@ mod scores;
 use std::ops::Range;
 
 use backward::{AttentionBackward, KeyValues};
+use bias::{Bias, KeptBias};
 use forward::attend;
+
+pub use bias::DistanceBias;
 
 use crate::{Matrix, Segments, Tape, Var};
 
@@ -69,7 +73,7 @@ impl Tape {
     ///
     /// With `P = softmax(scale·Q·Kᵀ)`, `O = P·V`: `dV = Pᵀ·dO`, `dP = dO·Vᵀ`, `dS = P∘(dP − Σⱼ P∘dP)`,
     /// `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; the same for the rows of the prefix, summed over the sequences that see
-    /// them.
+    /// them. A `bias` is added to the scores; its gradient at a distance is the sum of `dS` at that distance.
     ///
     /// # Panics
     /// If the shapes, segments and ranges disagree.
@@ -83,19 +87,22 @@ impl Tape {
         values: &Var,
         key_segments: &Segments,
         prefix: Option<&Prefix>,
+        bias: Option<&DistanceBias>,
     ) -> Var {
         assert_eq!(key_segments.total(), keys.rows(), "the key segments cover the keys");
         let own = KeyValues::new(keys, values, key_segments.ranges().collect());
         let prefix = prefix.map(KeyValues::of_prefix);
         let rows = own.rows(options);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
-        let sequences = Sequence::zip(&rows, prefix_rows.as_deref());
+        let bias = bias.map(KeptBias::new);
+        let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), bias.as_ref().map(KeptBias::view));
         options.check(query.value(), query_segments, &sequences);
         let (output, lse) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
         let mut nodes = vec![query.node()];
         nodes.extend(
             [Some(&own), prefix.as_ref()].into_iter().flatten().flat_map(|rows| [rows.key_node, rows.value_node]),
         );
+        nodes.extend(bias.as_ref().map(|bias| bias.node));
         self.output(output, &nodes, || AttentionBackward {
             options: *options,
             query: query.shared(),
@@ -103,6 +110,7 @@ impl Tape {
             query_node: query.node(),
             own,
             prefix,
+            bias,
             lse,
         })
     }
@@ -118,13 +126,16 @@ impl Tape {
         query_segments: &Segments,
         rows: &[KeyValueRows<'_>],
         prefix: Option<&Prefix>,
+        bias: Option<&DistanceBias>,
     ) -> Var {
-        let inputs = [Some(query), prefix.map(|prefix| &prefix.keys), prefix.map(|prefix| &prefix.values)];
+        let prefixed = [prefix.map(|prefix| &prefix.keys), prefix.map(|prefix| &prefix.values)];
+        let inputs = [Some(query), prefixed[0], prefixed[1], bias.map(|bias| &bias.values)];
         let differentiated = inputs.into_iter().flatten().any(Var::needs_gradient);
         assert!(!differentiated, "attention over a cache has no gradient: run it on an evaluating tape");
         let prefix = prefix.map(KeyValues::of_prefix);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
-        let sequences = Sequence::zip(rows, prefix_rows.as_deref());
+        let bias = bias.map(|bias| Bias { values: bias.values.value(), zero: bias.zero });
+        let sequences = Sequence::zip(rows, prefix_rows.as_deref(), bias);
         options.check(query.value(), query_segments, &sequences);
         let (output, _) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
         self.constant(output)
@@ -163,6 +174,15 @@ impl Attention {
         assert_eq!(query.cols(), heads * head_dim, "queries are heads·head_dim wide");
         assert_eq!(query_segments.total(), query.rows(), "the query segments cover the queries");
         assert_eq!(query_segments.len(), sequences.len(), "every sequence has queries and keys");
+        for (sequence, range) in sequences.iter().zip(query_segments.ranges()) {
+            let Some(bias) = sequence.bias.filter(|_| !range.is_empty() && sequence.rows(self) > 0) else { continue };
+            let first = sequence.first_position(self, range.len());
+            let nearest = -(sequence.prefix.count(self) as isize) - (first + range.len() as isize - 1);
+            let furthest = sequence.own.count(self) as isize - 1 - first;
+            bias.column(nearest);
+            let reaches = bias.column(furthest) < bias.values.cols() && bias.values.rows() == heads;
+            assert!(reaches, "the bias reaches as far as the keys lie from the queries, for every head");
+        }
         for KeyValueRows { keys, values } in sequences.iter().flat_map(|sequence| [sequence.own, sequence.prefix]) {
             assert_eq!(keys.len(), values.len(), "each row of keys has its row of values");
             assert!(keys.len().is_multiple_of(self.key_width()), "keys are kv_heads·head_dim wide");
@@ -182,14 +202,18 @@ impl KeyValueRows<'_> {
 struct Sequence<'a> {
     prefix: KeyValueRows<'a>,
     own: KeyValueRows<'a>,
+    /// What is added to the scores.
+    bias: Option<Bias<'a>>,
 }
 
 impl<'a> Sequence<'a> {
-    fn zip(own: &[KeyValueRows<'a>], prefix: Option<&[KeyValueRows<'a>]>) -> Vec<Self> {
+    fn zip(own: &[KeyValueRows<'a>], prefix: Option<&[KeyValueRows<'a>]>, bias: Option<Bias<'a>>) -> Vec<Self> {
         let none = KeyValueRows { keys: &[], values: &[] };
         assert!(prefix.is_none_or(|prefix| prefix.len() == own.len()), "every sequence has its range of the prefix");
         let sequences = own.iter().enumerate();
-        sequences.map(|(number, own)| Self { prefix: prefix.map_or(none, |rows| rows[number]), own: *own }).collect()
+        sequences
+            .map(|(number, own)| Self { prefix: prefix.map_or(none, |rows| rows[number]), own: *own, bias })
+            .collect()
     }
 
     /// How many rows, with those of the prefix.
@@ -346,7 +370,7 @@ mod tests {
                 let prefix = if case.prefix.is_empty() { None } else { Some(&prefix) };
                 let query = tape.constant(Matrix::from_vec(kept.len(), inputs[0].cols(), tail));
                 let output =
-                    tape.attention_over(&case.options, &query, &Segments::from_lengths(queries), &rows, prefix);
+                    tape.attention_over(&case.options, &query, &Segments::from_lengths(queries), &rows, prefix, None);
                 for (row, whole_row) in kept.iter().enumerate() {
                     for (value, expected) in output.value().row(row).iter().zip(whole.row(*whole_row)) {
                         assert!(
@@ -367,7 +391,7 @@ mod tests {
         let mut tape = Tape::differentiating(&Workspace::new());
         let query = tape.parameter(&crate::Parameter::new("query", query));
         let rows = [KeyValueRows { keys: keys.data(), values: values.data() }];
-        tape.attention_over(&case.options, &query, &Segments::from_lengths([1]), &rows, None);
+        tape.attention_over(&case.options, &query, &Segments::from_lengths([1]), &rows, None, None);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Attention, KeyValueRows, Sequence};
+use super::{Attention, Bias, KeyValueRows, Sequence};
 use crate::Kernels;
 use crate::kernels::{Parallelism, View, ViewMut, exp, vectorised};
 
@@ -18,6 +18,10 @@ pub(super) struct Queries {
     pub(super) stride: usize,
     /// The head of keys and values that they attend to.
     pub(super) kv_head: usize,
+    /// The head of the first one.
+    pub(super) head: usize,
+    /// 1 where each belongs to the next head, 0 where all belong to one.
+    pub(super) head_step: usize,
     /// The position of the first one among the keys; negative where there are fewer keys than queries.
     pub(super) position: isize,
     /// How much further the next one's position is: 0 for heads of one token.
@@ -32,6 +36,8 @@ impl Queries {
             offset: (rows.start * options.heads + head) * options.head_dim,
             stride: options.heads * options.head_dim,
             kv_head: head / options.group(),
+            head,
+            head_step: 0,
             position: first.saturating_add_unsigned(rows.start),
             step: 1,
         }
@@ -93,6 +99,7 @@ pub(super) struct Block<'a> {
     keys: usize,
     prefix: Part<'a>,
     own: Part<'a>,
+    bias: Option<Bias<'a>>,
 }
 
 impl<'a> Block<'a> {
@@ -109,6 +116,7 @@ impl<'a> Block<'a> {
             keys,
             prefix: Part::new(options, sequence.prefix, 0..prefixed, queries.kv_head, 0),
             own: Part::new(options, sequence.own, range, queries.kv_head, prefixed),
+            bias: sequence.bias,
         }
     }
 
@@ -122,10 +130,44 @@ impl<'a> Block<'a> {
         self.queries.rows * self.cols()
     }
 
-    /// `scores ← scale·Q·Kᵀ`, also at keys that a query doesn't see; [`Self::exponentiate`] and [`Self::weights`] drop
+    /// `scores ← scale·Q·Kᵀ + bias`, also at keys that a query doesn't see; [`Self::exponentiate`] and [`Self::weights`] drop
     /// those.
     pub(super) fn scores(&self, scores: &mut [f32], queries: View<'_>) {
         self.outer(scores, self.options.scale, queries, Side::Keys);
+        let Some(bias) = self.bias else { return };
+        for (row, scores) in self.rows(scores) {
+            for (part, distance) in self.distances(row) {
+                let values = bias.row(self.head(row), distance, part.columns.len());
+                scores[part.columns.clone()].iter_mut().zip(values).for_each(|(score, value)| *score += value);
+            }
+        }
+    }
+
+    /// Adds the scores' gradients `gradients` to those of the bias: `sums` has a row of all distances for each head from
+    /// `first_head` on.
+    pub(super) fn add_bias_gradients(&self, sums: &mut [f32], first_head: usize, gradients: &mut [f32]) {
+        let Some(bias) = self.bias else { return };
+        for (row, gradients) in self.rows(gradients) {
+            for (part, distance) in self.distances(row) {
+                let start = (self.head(row) - first_head) * bias.values.cols() + bias.column(distance);
+                let gradients = &gradients[part.columns.clone()];
+                sums[start..][..gradients.len()].iter_mut().zip(gradients).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+
+    /// The query head of row `row`.
+    fn head(&self, row: usize) -> usize {
+        self.queries.head + row * self.queries.head_step
+    }
+
+    /// The parts of the columns, and how far their first key lies from the query of row `row`.
+    fn distances(&self, row: usize) -> impl Iterator<Item = (&Part<'a>, isize)> {
+        let position = self.queries.position.saturating_add_unsigned(row * self.queries.step);
+        let first = |part: &Part<'a>, place: isize| part.start as isize + place - position;
+        let prefixed = self.prefix.columns.len() as isize;
+        let parts = [(&self.prefix, first(&self.prefix, -prefixed)), (&self.own, first(&self.own, 0))];
+        parts.into_iter().filter(|(part, _)| !part.columns.is_empty())
     }
 
     /// Turns scores into `exp(s − max)`, `max` being the largest of their row, and into 0 at keys that their query
