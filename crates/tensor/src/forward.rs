@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::projection::Projection;
-use crate::tuner::{Affine, Base, Tuned, WeightTuner};
+use crate::tuner::{Affine, Base, SubLayer, Tuned, WeightTuner};
 use crate::{Adapter, Matrix, Segments, SiteId, Tape, Var};
 
 /// A forward pass over a batch. Sequences of one adapter lie next to each other.
@@ -14,8 +14,32 @@ pub struct Forward<'a> {
     tape: &'a mut Tape,
     segments: Segments,
     groups: Vec<Group<'a>>,
-    /// Rows that input tuners put before each sequence; empty where none did.
-    virtual_rows: Vec<usize>,
+    /// Length of each sequence's prompt, in tokens; `None` where whole sequences are prompts.
+    prompts: Option<Vec<usize>>,
+    /// The virtual rows of each sequence; empty where there are none.
+    virtual_rows: Vec<VirtualRows>,
+}
+
+/// Rows that an input tuner put into one sequence.
+#[derive(Clone, Debug, Default)]
+struct VirtualRows {
+    /// How many, before the sequence.
+    prefix: usize,
+    /// How many, after its prompt.
+    infix: usize,
+    /// Length of the prompt.
+    prompt: usize,
+}
+
+/// The layer norm after a sub-layer's addition in a post-norm block.
+#[derive(Clone, Copy, Debug)]
+pub struct PostNorm<'a> {
+    /// The norm's site.
+    pub site: SiteId,
+    /// Its frozen weight and bias.
+    pub base: Base<'a>,
+    /// Added to the variance.
+    pub epsilon: f32,
 }
 
 /// Consecutive sequences that share an adapter, or the base alone.
@@ -28,7 +52,7 @@ impl<'a> Forward<'a> {
     /// A batch whose sequences all use `adapter`, or the base alone.
     pub fn new(tape: &'a mut Tape, segments: Segments, adapter: Option<&'a Adapter>) -> Self {
         let groups = vec![Group { adapter, sequences: 0..segments.len() }];
-        Self { tape, segments, groups, virtual_rows: Vec::new() }
+        Self { tape, segments, groups, prompts: None, virtual_rows: Vec::new() }
     }
 
     /// A batch with an adapter for each sequence; `None` is the base alone.
@@ -45,7 +69,19 @@ impl<'a> Forward<'a> {
                 _ => groups.push(Group { adapter: *adapter, sequences: sequence..sequence + 1 }),
             }
         }
-        Self { tape, segments, groups, virtual_rows: Vec::new() }
+        Self { tape, segments, groups, prompts: None, virtual_rows: Vec::new() }
+    }
+
+    /// The same with the length of each sequence's prompt, in tokens: virtual tokens that belong after a prompt go
+    /// there. Without this they go after the whole sequence.
+    ///
+    /// # Panics
+    /// If there is not one entry a sequence.
+    #[must_use]
+    pub fn with_prompts(mut self, lengths: Vec<usize>) -> Self {
+        assert_eq!(lengths.len(), self.segments.len(), "each sequence has a prompt");
+        self.prompts = Some(lengths);
+        self
     }
 
     /// The tape.
@@ -166,39 +202,73 @@ impl<'a> Forward<'a> {
             .weight_tuners(site, &self.segments)
             .into_iter()
             .map(|(rows, tuner)| {
-                let Tuned { weight, bias } = match tuner {
-                    None => {
-                        let weight = self.tape.constant(base.weight.to_matrix());
-                        Tuned { weight, bias: base.bias.map(|bias| self.tape.constant(bias.to_matrix())) }
-                    }
-                    Some(tuner) => tuner.tuned(self.tape, base),
-                };
-                let bias = bias.unwrap_or_else(|| self.tape.constant(Matrix::zeros(1, weight.cols())));
+                let tuned = tuned(self.tape, base, tuner);
                 let x = self.tape.slice_rows(x, rows);
-                self.tape.layer_norm(&x, &weight, &bias, epsilon)
+                layer_norm(self.tape, &x, &tuned, epsilon)
             })
             .collect();
         self.tape.concat_rows(&parts)
     }
 
-    /// A hidden site: a sub-layer's `input` and `output`, both `[tokens, hidden]`, to the output to use.
-    pub fn hidden(&mut self, site: SiteId, input: &Var, output: Var) -> Var {
-        if self.groups.iter().all(|group| group.adapter.and_then(|adapter| adapter.hidden(site)).is_none()) {
-            return output;
+    /// A hidden site of a pre-norm block: the residual stream after a sub-layer, from the stream before it and what the
+    /// sub-layer computed, all `[tokens, hidden]`.
+    pub fn hidden(&mut self, site: SiteId, residual: &Var, output: Var) -> Var {
+        if self.has_hidden(site) {
+            self.hidden_groups(site, residual, output, None)
+        } else {
+            self.tape.add(residual, output)
         }
+    }
+
+    /// A hidden site of a post-norm block: the same, normed.
+    pub fn hidden_post_norm(&mut self, site: SiteId, residual: &Var, output: Var, norm: PostNorm<'_>) -> Var {
+        if self.has_hidden(site) {
+            return self.hidden_groups(site, residual, output, Some(norm));
+        }
+        let sum = self.tape.add(residual, output);
+        self.layer_norm(norm.site, norm.base, &sum, norm.epsilon)
+    }
+
+    fn has_hidden(&self, site: SiteId) -> bool {
+        self.groups.iter().any(|group| group.adapter.is_some_and(|adapter| adapter.hidden(site).is_some()))
+    }
+
+    /// A hidden site, group by group.
+    fn hidden_groups(&mut self, site: SiteId, residual: &Var, output: Var, norm: Option<PostNorm<'_>>) -> Var {
         let mut parts = Vec::new();
         for group in &self.groups {
             let rows = rows_of(&self.segments, &group.sequences);
-            let part = self.tape.slice_rows(&output, rows.clone());
+            let virtual_rows = self.virtual_rows_of(group);
+            let tuned = norm.map(|norm| {
+                let tuner = group.adapter.and_then(|adapter| adapter.weight(norm.site));
+                (tuned(self.tape, norm.base, tuner), norm.epsilon)
+            });
+            let apply =
+                tuned.as_ref().map(|(tuned, epsilon)| |tape: &mut Tape, x: &Var| layer_norm(tape, x, tuned, *epsilon));
+            let sub_layer = SubLayer {
+                residual: self.tape.slice_rows(residual, rows.clone()),
+                output: self.tape.slice_rows(&output, rows),
+                norm: apply.as_ref().map(|norm| norm as &dyn Fn(&mut Tape, &Var) -> Var),
+                virtual_rows: &virtual_rows,
+            };
             parts.push(match group.adapter.and_then(|adapter| adapter.hidden(site)) {
-                None => part,
-                Some(tuner) => {
-                    let input = self.tape.slice_rows(input, rows);
-                    tuner.forward(self.tape, &input, part)
-                }
+                None => sub_layer.stream(self.tape),
+                Some(tuner) => tuner.forward(self.tape, sub_layer),
             });
         }
         self.tape.concat_rows(&parts)
+    }
+
+    /// Rows of virtual tokens among the rows of a group.
+    fn virtual_rows_of(&self, group: &Group<'_>) -> Vec<usize> {
+        let first = rows_of(&self.segments, &group.sequences).start;
+        let sequences =
+            group.sequences.clone().zip(self.virtual_rows.get(group.sequences.clone()).into_iter().flatten());
+        let rows = sequences.flat_map(|(sequence, VirtualRows { prefix, infix, prompt })| {
+            let start = self.segments.range(sequence).start - first;
+            (start..start + prefix).chain(start + prefix + prompt..start + prefix + prompt + infix)
+        });
+        rows.collect()
     }
 
     /// An attention site over the batch's own keys and values.
@@ -284,7 +354,7 @@ impl<'a> Forward<'a> {
         offsets
     }
 
-    /// The input site: puts virtual tokens before the sequences that `fresh` marks as beginning here. From here until
+    /// The input site: puts virtual tokens into the sequences that `fresh` marks as beginning here. From here until
     /// [`Forward::output`] they are rows of the batch.
     pub fn input(&mut self, site: SiteId, embedded: Var, fresh: &[bool]) -> Var {
         let tuner = |group: &Group<'a>| group.adapter.and_then(|adapter| adapter.input(site));
@@ -292,33 +362,56 @@ impl<'a> Forward<'a> {
             return embedded;
         }
         let mut parts = Vec::new();
-        let mut virtual_rows = vec![0; self.segments.len()];
+        let mut virtual_rows = vec![VirtualRows::default(); self.segments.len()];
         for group in &self.groups {
-            let virtual_tokens = tuner(group).map(|tuner| tuner.embeddings(self.tape));
+            let tuner = tuner(group);
+            let embeddings = tuner.map(|tuner| (tuner.length(), tuner.infix_length(), tuner.embeddings(self.tape)));
             for sequence in group.sequences.clone() {
-                if let Some(virtual_tokens) = virtual_tokens.as_ref().filter(|_| fresh[sequence]) {
-                    virtual_rows[sequence] = virtual_tokens.rows();
-                    parts.push(virtual_tokens.clone());
-                }
-                parts.push(self.tape.slice_rows(&embedded, self.segments.range(sequence)));
+                let rows = self.segments.range(sequence);
+                let Some((prefix, infix, embeddings)) = embeddings.as_ref().filter(|_| fresh[sequence]) else {
+                    parts.push(self.tape.slice_rows(&embedded, rows));
+                    continue;
+                };
+                assert_eq!(embeddings.rows(), prefix + infix, "each virtual token has its embedding");
+                let prompt = self.prompts.as_ref().map_or(rows.len(), |prompts| prompts[sequence].min(rows.len()));
+                virtual_rows[sequence] = VirtualRows { prefix: *prefix, infix: *infix, prompt };
+                let split = if *infix == 0 { rows.end } else { rows.start + prompt };
+                let pieces = [
+                    self.tape.slice_rows(embeddings, 0..*prefix),
+                    self.tape.slice_rows(&embedded, rows.start..split),
+                    self.tape.slice_rows(embeddings, *prefix..prefix + infix),
+                    self.tape.slice_rows(&embedded, split..rows.end),
+                ];
+                parts.extend(pieces.into_iter().filter(|piece| piece.rows() > 0));
             }
         }
-        let lengths = (0..self.segments.len()).map(|sequence| virtual_rows[sequence] + self.segments.length(sequence));
+        let lengths =
+            self.segments.ranges().zip(&virtual_rows).map(|(rows, added)| rows.len() + added.prefix + added.infix);
         self.segments = Segments::from_lengths(lengths.collect::<Vec<_>>());
         self.virtual_rows = virtual_rows;
         self.tape.concat_rows(&parts)
     }
 
-    /// The end of the blocks: takes the rows of virtual tokens out again.
+    /// The end of the blocks: takes the rows of virtual tokens out again. Where virtual tokens follow a prompt, the last
+    /// of them stands for the prompt's last token, because what comes next follows it.
     pub fn output(&mut self, hidden: Var) -> Var {
         let virtual_rows = std::mem::take(&mut self.virtual_rows);
-        if virtual_rows.iter().all(|rows| *rows == 0) {
+        if virtual_rows.iter().all(|rows| rows.prefix + rows.infix == 0) {
             return hidden;
         }
-        let ranges = self.segments.ranges().zip(&virtual_rows);
-        let kept: Vec<Range<usize>> = ranges.map(|(range, rows)| range.start + rows..range.end).collect();
-        self.segments = Segments::from_lengths(kept.iter().map(ExactSizeIterator::len));
-        self.tape.gather_rows(&hidden, kept.into_iter().flatten().collect())
+        let mut kept = Vec::new();
+        let mut lengths = Vec::new();
+        for (range, VirtualRows { prefix, infix, prompt }) in self.segments.ranges().zip(&virtual_rows) {
+            let before = kept.len();
+            kept.extend(range.start + prefix..(range.start + prefix + prompt).min(range.end));
+            if let Some(last) = kept[before..].last_mut() {
+                *last += infix;
+            }
+            kept.extend(range.start + prefix + prompt + infix..range.end);
+            lengths.push(kept.len() - before);
+        }
+        self.segments = Segments::from_lengths(lengths);
+        self.tape.gather_rows(&hidden, kept)
     }
 
     /// The tuner of each group at a weight site, with the group's rows. One entry for all rows where no group has one.
@@ -370,6 +463,26 @@ impl<'a> Forward<'a> {
         }
         projection
     }
+}
+
+/// The weight and bias of a site, tuned or not.
+fn tuned(tape: &mut Tape, base: Base<'_>, tuner: Option<&dyn WeightTuner>) -> Tuned {
+    match tuner {
+        Some(tuner) => tuner.tuned(tape, base),
+        None => Tuned {
+            weight: tape.constant(base.weight.to_matrix()),
+            bias: base.bias.map(|bias| tape.constant(bias.to_matrix())),
+        },
+    }
+}
+
+/// A layer norm with a tuned weight and bias; a bias that is absent is zero.
+fn layer_norm(tape: &mut Tape, x: &Var, tuned: &Tuned, epsilon: f32) -> Var {
+    let bias = match &tuned.bias {
+        Some(bias) => bias.clone(),
+        None => tape.constant(Matrix::zeros(1, tuned.weight.cols())),
+    };
+    tape.layer_norm(x, &tuned.weight, &bias, epsilon)
 }
 
 fn rows_of(segments: &Segments, sequences: &Range<usize>) -> Range<usize> {

@@ -19,7 +19,7 @@ mod tuner;
 mod workspace;
 
 pub use adapter::Adapter;
-pub use forward::Forward;
+pub use forward::{Forward, PostNorm};
 pub use frozen::{FrozenWeight, WeightFormat};
 pub use kernels::{Kernels, Precision};
 pub use matrix::Matrix;
@@ -33,5 +33,5 @@ pub use random::{Seed, Stream};
 pub use segments::Segments;
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
-pub use tuner::{Affine, AttentionTuner, Base, HiddenTuner, InputTuner, Term, Trainable, Tuned, WeightTuner};
+pub use tuner::{Affine, AttentionTuner, Base, HiddenTuner, InputTuner, SubLayer, Term, Trainable, Tuned, WeightTuner};
 pub use workspace::Workspace;

@@ -65,10 +65,33 @@ pub trait WeightTuner: Trainable {
     }
 }
 
+/// A sub-layer of a block (attention or feed-forward) as a hidden site sees it. Rows are those of one adapter.
+pub struct SubLayer<'a> {
+    /// The residual stream before the sub-layer, `[tokens, hidden]`.
+    pub residual: Var,
+    /// What the sub-layer computed, `[tokens, hidden]`, before it is added to the stream.
+    pub output: Var,
+    /// The norm that follows the addition in post-norm blocks; `None` in pre-norm blocks.
+    pub norm: Option<&'a dyn Fn(&mut Tape, &Var) -> Var>,
+    /// Rows of virtual tokens, sequence by sequence.
+    pub virtual_rows: &'a [usize],
+}
+
+impl SubLayer<'_> {
+    /// The stream after the sub-layer as it is without a tuner: `residual + output`, normed in post-norm blocks.
+    pub fn stream(self, tape: &mut Tape) -> Var {
+        let sum = tape.add(&self.residual, self.output);
+        match self.norm {
+            None => sum,
+            Some(norm) => norm(tape, &sum),
+        }
+    }
+}
+
 /// Tunes a block's hidden states.
 pub trait HiddenTuner: Trainable {
-    /// From the sub-layer's `input` and `output`, both `[tokens, hidden]`, the output to use instead.
-    fn forward(&self, tape: &mut Tape, input: &Var, output: Var) -> Var;
+    /// The residual stream after a sub-layer, `[tokens, hidden]`: what takes the place of [`SubLayer::stream`].
+    fn forward(&self, tape: &mut Tape, sub_layer: SubLayer<'_>) -> Var;
 }
 
 /// Gives attention more keys and values, visible to every query of a sequence.
@@ -79,10 +102,14 @@ pub trait AttentionTuner: Trainable {
     fn prefix(&self, tape: &mut Tape) -> (Var, Var);
 }
 
-/// Puts virtual tokens before the embedded sequence.
+/// Puts virtual tokens into the embedded sequence: before it, and perhaps after its prompt.
 pub trait InputTuner: Trainable {
-    /// Number of virtual tokens.
+    /// Number of virtual tokens before the sequence.
     fn length(&self) -> usize;
-    /// Their embeddings `[length, hidden]`.
+    /// Number of virtual tokens after the prompt.
+    fn infix_length(&self) -> usize {
+        0
+    }
+    /// Their embeddings `[length + infix_length, hidden]`.
     fn embeddings(&self, tape: &mut Tape) -> Var;
 }

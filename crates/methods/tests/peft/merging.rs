@@ -90,8 +90,8 @@ impl Trainable for Prompt {
 }
 
 impl tunesmith_tensor::HiddenTuner for Prompt {
-    fn forward(&self, _tape: &mut Tape, _input: &Var, output: Var) -> Var {
-        output
+    fn forward(&self, tape: &mut Tape, sub_layer: tunesmith_tensor::SubLayer<'_>) -> Var {
+        sub_layer.stream(tape)
     }
 }
 

@@ -36,8 +36,7 @@ impl Model for Llama {
         for (block, layer) in self.layers.iter().enumerate() {
             let normed = forward.rms_norm(layer.input_layernorm.site, layer.input_layernorm.base(), &x, self.epsilon());
             let attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
-            let attended = forward.hidden(layer.after_attention, &normed, attended);
-            x = forward.tape().add(&x, attended);
+            x = forward.hidden(layer.after_attention, &x, attended);
             let norm = &layer.post_attention_layernorm;
             let normed = forward.rms_norm(norm.site, norm.base(), &x, self.epsilon());
             let gate = linear(forward, &layer.gate_proj, &normed);
@@ -45,8 +44,7 @@ impl Model for Llama {
             let gated = forward.tape().gated(Activation::Silu, &gate, &up);
             drop((gate, up));
             let fed = linear(forward, &layer.down_proj, &gated);
-            let fed = forward.hidden(layer.after_feed_forward, &normed, fed);
-            x = forward.tape().add(&x, fed);
+            x = forward.hidden(layer.after_feed_forward, &x, fed);
         }
         let hidden = forward.rms_norm(self.norm.site, self.norm.base(), &x, self.epsilon());
         forward.output(hidden)
