@@ -170,6 +170,15 @@ pub enum TrainError {
         known: Vec<&'static str>,
     },
 
+    /// Data that a metric is not for.
+    #[error("{metric} cannot be computed: {reason}")]
+    MetricInput {
+        /// The metric.
+        metric: &'static str,
+        /// Why, and what to use.
+        reason: String,
+    },
+
     /// The metric for the best model is not among those that an evaluation measures.
     #[error("metric_for_best_model is {key}, which an evaluation does not measure: it measures {}", measured.join(", "))]
     MetricNotMeasured {

@@ -25,7 +25,7 @@ impl Evaluation {
     pub fn of_loss(loss: f64, tokens: usize) -> Self {
         let metrics = METRICS.iter().filter_map(|metric| match metric.scorer {
             Scorer::Loss(score) => Some(metric.named(vec![score(loss)])),
-            Scorer::Texts(_) => None,
+            _ => None,
         });
         Self { metrics: metrics.flatten().collect(), tokens }
     }

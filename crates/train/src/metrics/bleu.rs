@@ -1,11 +1,9 @@
 //! Corpus BLEU (Papineni et al. 2002), equal to sacrebleu's default (Post 2018): 13a tokens, orders 1 to 4, exponential
 //! smoothing, case kept.
 
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
-
-use regex::Regex;
-
+use super::ngrams;
+use super::references::check_references;
+use super::tokens_13a::tokenize;
 use crate::TrainError;
 
 /// Orders of n-grams: 1 to 4.
@@ -31,14 +29,7 @@ pub struct Bleu {
 /// # Errors
 /// [`TrainError::References`] if a hypothesis has no reference, or there are no hypotheses.
 pub fn corpus_bleu<H: AsRef<str>, R: AsRef<str>>(hypotheses: &[H], references: &[Vec<R>]) -> Result<Bleu, TrainError> {
-    if hypotheses.is_empty() || hypotheses.len() != references.len() {
-        let reason = format!("there are {} hypotheses and {} sets of references", hypotheses.len(), references.len());
-        return Err(TrainError::References { reason });
-    }
-    if let Some(index) = references.iter().position(Vec::is_empty) {
-        return Err(TrainError::References { reason: format!("hypothesis {index} (from 0) has none") });
-    }
-
+    check_references(hypotheses, references)?;
     let mut correct = [0; ORDERS];
     let mut total = [0; ORDERS];
     let (mut hypothesis_length, mut reference_length) = (0, 0);
@@ -50,16 +41,9 @@ pub fn corpus_bleu<H: AsRef<str>, R: AsRef<str>>(hypotheses: &[H], references: &
         let closest = lengths.min_by_key(|length| (length.abs_diff(hypothesis.len()), *length));
         reference_length += closest.unwrap_or_default();
         for order in 1..=ORDERS {
-            // An n-gram counts as often as the reference that has it most often.
-            let mut allowed: BTreeMap<&[String], usize> = BTreeMap::new();
-            for reference in &references {
-                for (ngram, count) in count(reference, order) {
-                    let most = allowed.entry(ngram).or_default();
-                    *most = count.max(*most);
-                }
-            }
+            let allowed = ngrams::allowed(&references, order);
             let matches = |(ngram, count): (&[String], usize)| allowed.get(ngram).map_or(0, |most| count.min(*most));
-            correct[order - 1] += count(&hypothesis, order).into_iter().map(matches).sum::<usize>();
+            correct[order - 1] += ngrams::count(&hypothesis, order).into_iter().map(matches).sum::<usize>();
             total[order - 1] += (hypothesis.len() + 1).saturating_sub(order);
         }
     }
@@ -94,44 +78,6 @@ fn smoothed(correct: [usize; ORDERS], total: [usize; ORDERS]) -> [f64; ORDERS] {
         }
     }
     precisions
-}
-
-fn count(tokens: &[String], order: usize) -> BTreeMap<&[String], usize> {
-    let mut counts = BTreeMap::new();
-    for ngram in tokens.windows(order) {
-        *counts.entry(ngram).or_default() += 1;
-    }
-    counts
-}
-
-/// The tokens of a line as mteval-v13a.pl, the script of WMT, splits it (sacrebleu's `13a`).
-fn tokenize(line: &str) -> Vec<String> {
-    static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
-        let rule = |pattern, replacement| (Regex::new(pattern).expect("the pattern is constant"), replacement);
-        [
-            rule(r"([{-~\[-` -&(-+:-@/])", " ${1} "),
-            // Period and comma stand alone unless a digit comes before, or after.
-            rule(r"([^0-9])([.,])", "${1} ${2} "),
-            rule(r"([.,])([^0-9])", " ${1} ${2}"),
-            // A dash stands alone after a digit.
-            rule(r"([0-9])(-)", "${1} ${2} "),
-        ]
-    });
-    let line = line.trim_end_matches(is_space);
-    let mut line = line.replace("<skipped>", "").replace("-\n", "").replace('\n', " ");
-    for (escaped, character) in [("&quot;", "\""), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")] {
-        line = line.replace(escaped, character);
-    }
-    line = format!(" {line} ");
-    for (pattern, replacement) in RULES.iter() {
-        line = pattern.replace_all(&line, *replacement).into_owned();
-    }
-    line.split(is_space).filter(|token| !token.is_empty()).map(str::to_owned).collect()
-}
-
-/// White space as Python's `str.split` knows it: Unicode's, and four separators of ASCII.
-fn is_space(character: char) -> bool {
-    character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
 #[cfg(test)]
@@ -179,15 +125,5 @@ mod tests {
             let lengths = (bleu.hypothesis_length, bleu.reference_length);
             assert_eq!(lengths, (case.hypothesis_length, case.reference_length), "{}", case.name);
         }
-    }
-
-    #[test]
-    fn what_cannot_be_compared_is_an_error() {
-        let reason = |hypotheses: &[&str], references: &[Vec<&str>]| {
-            corpus_bleu(hypotheses, references).unwrap_err().to_string().split(": ").nth(1).unwrap().to_owned()
-        };
-        assert_eq!(reason(&["a"], &[]), "there are 1 hypotheses and 0 sets of references");
-        assert_eq!(reason(&[], &[]), "there are 0 hypotheses and 0 sets of references");
-        assert_eq!(reason(&["a", "b"], &[vec!["a"], vec![]]), "hypothesis 1 (from 0) has none");
     }
 }

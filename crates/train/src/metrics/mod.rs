@@ -1,7 +1,42 @@
 //! Metrics, one a file, each equal to the scorer that people use for it.
 
+mod accuracy;
 mod bleu;
+mod chrf;
+mod cider;
+mod exact_match;
+mod f1;
+mod logical_form;
+mod matthews;
+mod mean_squared_error;
+mod meteor;
+mod ngrams;
+mod nist;
+mod pearson;
+mod porter;
+mod references;
 mod registry;
+mod rouge;
+mod seqeval;
+mod spearman;
+mod squad;
+mod tokens_13a;
+mod tokens_ptb;
 
+pub use accuracy::accuracy;
 pub use bleu::{Bleu, corpus_bleu};
+pub use chrf::{corpus_chrf, corpus_chrf_plus_plus};
+pub use cider::corpus_cider;
+pub use exact_match::exact_match;
+pub use f1::{Average, f1};
+pub use logical_form::logical_form_accuracy;
+pub use matthews::matthews_correlation;
+pub use mean_squared_error::mean_squared_error;
+pub use meteor::mean_meteor;
+pub use nist::corpus_nist;
+pub use pearson::pearson;
 pub use registry::{METRICS, Metric, MetricValue, Scorer};
+pub use rouge::{Rouge, Words, corpus_rouge};
+pub use seqeval::{Entities, seqeval};
+pub use spearman::spearman;
+pub use squad::{Squad, squad};
