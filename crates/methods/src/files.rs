@@ -167,7 +167,7 @@ fn read_tensors(
 /// What is wrong with a tensor that the adapter does not ask for; `None` for what PEFT saves beside it: embeddings as
 /// they are in the base, and with `bias: all` the biases of `modules_to_save` under two more names.
 fn unexpected(name: &str, view: &TensorView<'_>, model: &ModelDescription<'_>) -> Option<String> {
-    if [".original_module.bias", ".modules_to_save.bias"].iter().any(|end| name.ends_with(end)) {
+    if name.ends_with(".bias") && [".original_module.", ".modules_to_save."].iter().any(|part| name.contains(part)) {
         return None;
     }
     let stranger = Some(name.to_owned());

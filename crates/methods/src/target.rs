@@ -47,9 +47,9 @@ pub(crate) fn resolve(
             });
         }
         Some(Modules::Pattern(pattern)) if pattern.eq_ignore_ascii_case("all-linear") => {
-            let linears = model
-                .weight_sites()
-                .filter(|(_, site)| site.kind == SiteKind::Linear && site.role != Role::OutputEmbedding);
+            let linears = model.weight_sites().filter(|(_, site)| {
+                site.kind == SiteKind::Linear && !matches!(site.role, Role::OutputEmbedding | Role::Head)
+            });
             linears.map(|(_, site)| site.path.clone()).collect()
         }
         Some(Modules::Pattern(pattern)) => return Ok(Modules::Pattern(pattern.clone())),

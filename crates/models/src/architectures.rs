@@ -6,13 +6,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::error::ModelError;
-use crate::llama;
 use crate::model::Model;
 use crate::task::{HeadOptions, Task};
 use crate::weights::WeightSource;
+use crate::{encoder, llama};
 
 /// All architectures. A new one is a line here.
-const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE];
+const ARCHITECTURES: &[Architecture] = &[llama::ARCHITECTURE, encoder::BERT, encoder::ROBERTA, encoder::DISTILBERT];
 
 /// One way of building a network, which covers some of Hugging Face's model types.
 pub(crate) struct Architecture {

@@ -129,6 +129,22 @@ pub enum ModelError {
         /// The folder.
         path: PathBuf,
     },
+    /// The files hold a head of another size than the labels ask for.
+    #[error(
+        "{}: {name} has the shape {stored:?}, but the labels ask for {expected:?}: give the labels that the stored head \
+         was trained for, or set ignore_mismatched_sizes to begin with a new head",
+        path.display()
+    )]
+    HeadMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        stored: Vec<usize>,
+        /// The shape that it should have.
+        expected: Vec<usize>,
+    },
     /// Tensors do not fit the configuration.
     #[error(
         "{}: the tensors do not fit the configuration; the weights and the configuration are of different models, or \

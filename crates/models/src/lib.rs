@@ -4,22 +4,27 @@
 mod architectures;
 mod cache;
 mod chat;
+mod encoder;
 mod error;
+mod fields;
 #[cfg(test)]
 mod fixtures;
 mod generate;
 mod generation_defaults;
 mod gguf;
 mod gguf_tokenizer;
+mod head;
 mod json;
 pub mod llama;
 mod load;
 mod model;
 mod number_format;
 mod python_json;
+mod renamed;
 mod safetensors;
 mod sampling;
 mod save;
+mod site_table;
 mod task;
 mod text_stream;
 mod tokenizer;

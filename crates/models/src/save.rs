@@ -40,7 +40,9 @@ pub fn save_folder(
     }
     let (tensors, tied) = tensors_to_save(folder, model, replaced)?;
     let mut config = model.config_json().clone();
-    config.insert("tie_word_embeddings".to_owned(), Value::Bool(tied));
+    if weight_name(model, Role::OutputEmbedding).is_some() {
+        config.insert("tie_word_embeddings".to_owned(), Value::Bool(tied));
+    }
     let dtype = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     config.insert(dtype.to_owned(), format.torch_name().into());
     let mut files = vec![("config.json", json::to_bytes(&config))];

@@ -97,6 +97,7 @@ impl<'a> Forward<'a> {
     pub fn begin(&mut self, segments: Segments) {
         assert_eq!(segments.len(), self.segments.len(), "each sequence has its rows");
         self.segments = segments;
+        self.prompts = None;
         self.virtual_rows = Vec::new();
     }
 
@@ -390,6 +391,28 @@ impl<'a> Forward<'a> {
         self.segments = Segments::from_lengths(lengths.collect::<Vec<_>>());
         self.virtual_rows = virtual_rows;
         self.tape.concat_rows(&parts)
+    }
+
+    /// One value for each of the batch's rows, from one for each token: virtual tokens get `filling`.
+    ///
+    /// # Panics
+    /// If there is not one value a token.
+    pub fn spread<T: Copy>(&self, values: &[T], filling: T) -> Vec<T> {
+        let nothing = VirtualRows::default();
+        let mut spread = Vec::with_capacity(self.segments.total());
+        let mut rest = values;
+        for sequence in 0..self.segments.len() {
+            let VirtualRows { prefix, infix, prompt } = self.virtual_rows.get(sequence).unwrap_or(&nothing);
+            let (own, after) = rest.split_at(self.segments.length(sequence) - prefix - infix);
+            rest = after;
+            let split = if *infix == 0 { own.len() } else { *prompt };
+            spread.extend(std::iter::repeat_n(filling, *prefix));
+            spread.extend_from_slice(&own[..split]);
+            spread.extend(std::iter::repeat_n(filling, *infix));
+            spread.extend_from_slice(&own[split..]);
+        }
+        assert!(rest.is_empty(), "each token has one value");
+        spread
     }
 
     /// The end of the blocks: takes the rows of virtual tokens out again. Where virtual tokens follow a prompt, the last

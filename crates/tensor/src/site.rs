@@ -75,20 +75,38 @@ pub enum Role {
     TokenEmbedding,
     /// Learned embeddings of positions.
     PositionEmbedding,
+    /// Embeddings of the text of a pair that a token belongs to.
+    TokenTypeEmbedding,
+    /// The table of biases on attention's scores by distance.
+    RelativeBias,
+    /// The norm of the embedded sequence.
+    EmbeddingNorm,
     /// A norm inside a block.
     BlockNorm,
     /// The norm after the last block.
     FinalNorm,
     /// The output embedding (`lm_head`).
     OutputEmbedding,
+    /// A linear over a sequence's first hidden state that belongs to the body, not the head.
+    Pooler,
+    /// A linear of a classifier's head.
+    Head,
     /// A hidden site after a block's attention.
     AfterAttention,
+    /// A hidden site after a decoder block's attention to the encoder.
+    AfterCrossAttention,
     /// A hidden site after a block's feed-forward.
     AfterFeedForward,
-    /// The keys and values of self-attention.
+    /// The keys and values of self-attention; of the decoder, where there are two stacks.
     SelfAttention,
-    /// The embedded input.
+    /// The keys and values that a decoder block takes from the encoder.
+    CrossAttention,
+    /// The keys and values of self-attention in the encoder of an encoder-decoder.
+    EncoderAttention,
+    /// The embedded input; of the encoder, where there are two stacks.
     Input,
+    /// The embedded input of the decoder of an encoder-decoder.
+    DecoderInput,
 }
 
 impl fmt::Display for SiteId {

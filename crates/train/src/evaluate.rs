@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
 use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
 
-use crate::causal_lm::Batch;
+use crate::batch::Batch;
 use crate::metrics::{METRICS, Metric, MetricValue, Scorer};
 use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError};
 
@@ -102,12 +102,8 @@ pub fn evaluate_loss(
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in plan.epoch(0) {
         let batch = Batch::new(batch.iter().map(|index| &examples[*index]));
-        let losses = workspace.run(|| {
-            let mut tape = Tape::evaluating(workspace);
-            batch.cross_entropy(&mut tape, model, adapter).per_row
-        });
-        sum += losses.iter().map(|value| f64::from(*value)).sum::<f64>();
-        tokens += losses.len();
+        sum += workspace.run(|| batch.loss(&mut Tape::evaluating(workspace), model, adapter).total);
+        tokens += batch.labelled();
     }
     let loss = sum / tokens.max(1) as f64;
     Ok(Evaluation::of_loss(loss, tokens))

@@ -2,12 +2,13 @@
 
 mod arguments;
 pub mod atomic;
+mod batch;
 mod batches;
-mod causal_lm;
 mod checkpoint;
 mod data;
 mod error;
 mod evaluate;
+mod losses;
 mod memory;
 mod merge;
 pub mod metrics;
@@ -17,8 +18,8 @@ mod schedule;
 mod trainer;
 
 pub use arguments::TrainingArguments;
+pub use batch::{Batch, DecoderBatch, mean_loss};
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
-pub use causal_lm::{Batch, mean_loss};
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
 pub use data::{
     DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Record, Records, generation_cases,
@@ -26,6 +27,7 @@ pub use data::{
 };
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, generate_all};
+pub use losses::{Loss, Targets};
 pub use memory::peak_memory;
 pub use merge::merged_tensors;
 pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};

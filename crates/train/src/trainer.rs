@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tunesmith_models::{Model, TextTokenizer};
 use tunesmith_tensor::{Adapter, Gradients, Parameter, Seed, Workspace};
 
-use crate::causal_lm::{Batch, mean_loss};
+use crate::batch::{Batch, mean_loss};
 use crate::evaluate::{Evaluation, Validation};
 use crate::{
     AdamW, BatchPlan, Checkpoints, EvaluationLine, Example, LearningRateSchedule, OPTIMIZER_FILE, ParameterGroup,

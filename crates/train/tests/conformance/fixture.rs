@@ -63,10 +63,11 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
     file.tensors().into_iter().map(read).collect()
 }
 
-/// The inputs of a decoder case without their padding.
+/// The inputs of a case without their padding.
 pub(crate) struct Examples {
     pub(crate) sequences: Vec<Vec<u32>>,
-    pub(crate) labels: Vec<Vec<i64>>,
+    /// As in the file.
+    pub(crate) labels: Tensor,
     /// For each real token its row in the padded `[batch · length]` layout.
     pub(crate) rows: Vec<usize>,
 }
@@ -74,16 +75,15 @@ pub(crate) struct Examples {
 impl Examples {
     /// From `io.safetensors`.
     pub(crate) fn of(io: &BTreeMap<String, Tensor>) -> Self {
-        let (ids, mask, labels) = (&io["input_ids"], &io["attention_mask"], &io["labels"]);
+        let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
         let width = ids.shape[1];
-        let mut inputs = Self { sequences: Vec::new(), labels: Vec::new(), rows: Vec::new() };
+        let mut examples = Self { sequences: Vec::new(), labels: io["labels"].clone(), rows: Vec::new() };
         for sequence in 0..ids.shape[0] {
             let rows: Vec<usize> =
                 (sequence * width..(sequence + 1) * width).filter(|row| mask.values[*row] != 0.0).collect();
-            inputs.sequences.push(rows.iter().map(|row| ids.values[*row] as u32).collect());
-            inputs.labels.push(rows.iter().map(|row| labels.values[*row] as i64).collect());
-            inputs.rows.extend(rows);
+            examples.sequences.push(rows.iter().map(|row| ids.values[*row] as u32).collect());
+            examples.rows.extend(rows);
         }
-        inputs
+        examples
     }
 }

@@ -9,6 +9,7 @@ mod compare;
 mod fixture;
 mod real;
 mod skips;
+mod task;
 
 use std::path::PathBuf;
 

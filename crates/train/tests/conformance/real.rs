@@ -8,8 +8,8 @@ use tunesmith_models::{Inputs, LoadOptions, load};
 use tunesmith_tensor::{Forward, IGNORED_TARGET, Segments, Tape, Workspace};
 
 use crate::Outcome;
-use crate::case::greedy;
 use crate::compare::Errors;
+use crate::task::greedy;
 
 const FILE: &str = "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Losses are given to five decimals.
@@ -58,7 +58,7 @@ pub(crate) fn smollm2(folder: &Path) -> Outcome {
     }
     for case in list(&expected["greedy"]) {
         let (prompt, reference) = (ids(&case["prompt_ids"]), ids(&case["new_ids"]));
-        let found = greedy(model, None, &prompt, reference.len());
+        let found = greedy(model, None, &prompt, reference.len(), &[]);
         errors.require(found == reference, &format!("greedy continuation is {found:?}, not {reference:?}"));
     }
     match errors.outcome() {

@@ -1,0 +1,132 @@
+//! The forward pass of a post-norm encoder, each site announced to whatever adapter the batch uses.
+
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var};
+
+use crate::cache::Cache;
+use crate::encoder::{Encoder, EncoderLayer};
+use crate::head::Head;
+use crate::model::{Inputs, Model, ModelInfo};
+
+impl Model for Encoder {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn sites(&self) -> &[Site] {
+        self.table.sites()
+    }
+
+    fn base(&self, site: SiteId) -> Option<Base<'_>> {
+        self.table.get(site)
+    }
+
+    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, cache: Option<&mut Cache>) -> Var {
+        assert!(cache.is_none(), "an encoder sees whole sequences and needs no cache");
+        let mut x = self.embed(forward, inputs);
+        for layer in &self.layers {
+            x = self.layer(forward, layer, x);
+        }
+        match &self.head {
+            Some(head) => head.pool(forward, x, inputs.ids),
+            None => forward.output(x),
+        }
+    }
+
+    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
+        match &self.head {
+            Some(head) => head.logits(&self.table, forward, hidden, rows),
+            None => hidden.clone(),
+        }
+    }
+
+    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
+        let rows = Head::rows(self.head.as_ref(), forward.segments());
+        let logits = self.logits(forward, hidden, &rows);
+        forward.tape().softmax_cross_entropy(&logits, targets)
+    }
+
+    fn config_json(&self) -> &Map<String, Value> {
+        &self.config.json
+    }
+
+    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
+        self.table.tensors()
+    }
+}
+
+impl Encoder {
+    fn embed(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>) -> Var {
+        let dropout = self.config.dropout;
+        let words = self.table.embedding(forward, self.word_embeddings, inputs.ids);
+        let fresh = vec![true; forward.segments().len()];
+        let mut x = forward.input(self.input, words, &fresh);
+        if let Some(site) = self.token_type_embeddings {
+            let types = self.token_types(forward, inputs);
+            let types = self.table.embedding(forward, site, &types);
+            x = forward.tape().add(&types, x);
+        }
+        let places = self.places(forward, inputs.ids);
+        let positions = self.table.embedding(forward, self.position_embeddings, &places);
+        x = forward.tape().add(&positions, x);
+        let norm = self.embedding_norm;
+        let x = forward.layer_norm(norm, self.table.base(norm), &x, self.config.norm_epsilon);
+        forward.tape().dropout(&x, dropout)
+    }
+
+    fn layer(&self, forward: &mut Forward<'_>, layer: &EncoderLayer, x: Var) -> Var {
+        let (table, dropout) = (&self.table, self.config.dropout);
+        let heads = self.config.heads;
+        let head_dim = self.config.hidden_size / heads;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let options = Attention { heads, kv_heads: heads, head_dim, scale, causal: false, window: None };
+        let query = table.linear(forward, layer.query, &x);
+        let keys = table.linear(forward, layer.key, &x);
+        let values = table.linear(forward, layer.value, &x);
+        let attended = forward.attention(layer.attention, &options, &query, &keys, &values);
+        drop((query, keys, values));
+        let attended = table.linear(forward, layer.attention_output, &attended);
+        let attended = forward.tape().dropout(&attended, dropout);
+        let x = self.add_and_norm(forward, layer.after_attention, &x, attended, layer.attention_norm);
+        let inner = table.linear(forward, layer.up, &x);
+        let inner = forward.tape().activation(self.config.activation, &inner);
+        let fed = table.linear(forward, layer.down, &inner);
+        drop(inner);
+        let fed = forward.tape().dropout(&fed, dropout);
+        self.add_and_norm(forward, layer.after_feed_forward, &x, fed, layer.output_norm)
+    }
+
+    fn add_and_norm(&self, forward: &mut Forward<'_>, site: SiteId, residual: &Var, output: Var, norm: SiteId) -> Var {
+        let epsilon = self.config.norm_epsilon;
+        let norm = PostNorm { site: norm, base: self.table.base(norm), epsilon };
+        forward.hidden_post_norm(site, residual, output, norm)
+    }
+
+    /// The type of each of the batch's rows; 0 for virtual tokens, and for all where the table has one row.
+    fn token_types(&self, forward: &Forward<'_>, inputs: &Inputs<'_>) -> Vec<u32> {
+        let rows = forward.segments().total();
+        if inputs.token_type_ids.is_empty() || self.config.token_types == Some(1) {
+            return vec![0; rows];
+        }
+        assert_eq!(inputs.token_type_ids.len(), inputs.ids.len(), "every token has its type");
+        forward.spread(inputs.token_type_ids, 0)
+    }
+
+    /// The row of the position table for each of the batch's rows, virtual tokens included.
+    fn places(&self, forward: &Forward<'_>, ids: &[u32]) -> Vec<u32> {
+        let first = self.config.first_position;
+        let offsets = forward.position_offsets();
+        // transformers skips padding within a text only where it sees the tokens.
+        let seen = (forward.segments().total() == ids.len()).then_some(ids);
+        let mut places = Vec::with_capacity(forward.segments().total());
+        for (range, offset) in forward.segments().ranges().zip(offsets) {
+            let mut next = first + offset;
+            for row in range {
+                let skipped = self.config.uncounted.is_some_and(|padding| seen.is_some_and(|ids| ids[row] == padding));
+                places.push(if skipped { first as u32 - 1 } else { next as u32 });
+                next += usize::from(!skipped);
+            }
+        }
+        places
+    }
+}
