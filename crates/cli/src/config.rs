@@ -82,10 +82,12 @@ impl RunConfig {
         let mut all = as_map(&self.run);
         all.extend(as_map(&self.data));
         all.extend(as_map(&self.arguments));
-        let peft = serde_json::from_str::<Map<String, Value>>(&self.peft.to_adapter_config());
-        let mut peft = peft.expect("a method's configuration is written as a JSON object");
-        peft.remove("inference_mode");
-        all.insert(PEFT.to_owned(), Value::Object(peft));
+        let peft = serde_json::from_str(&self.peft.to_adapter_config());
+        let mut peft: Value = peft.expect("a method's configuration is written as JSON");
+        for method in methods_mut(&mut peft) {
+            method.remove("inference_mode");
+        }
+        all.insert(PEFT.to_owned(), peft);
         all
     }
 
@@ -93,11 +95,20 @@ impl RunConfig {
     pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
         let mut all = self.resolved();
         all.retain(|_, value| !value.is_null());
-        if let Some(Value::Object(peft)) = all.get_mut(PEFT) {
-            peft.retain(|_, value| !value.is_null());
+        for method in all.get_mut(PEFT).into_iter().flat_map(methods_mut) {
+            method.retain(|_, value| !value.is_null());
         }
         serde_saphyr::to_string(&all).context("cannot write the configuration as YAML")
     }
+}
+
+/// The mappings under `peft:`: one, or a list of them.
+fn methods_mut(peft: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
+    let methods = match peft {
+        Value::Array(methods) => methods.iter_mut(),
+        method => std::slice::from_mut(method).iter_mut(),
+    };
+    methods.filter_map(Value::as_object_mut)
 }
 
 /// What was written, before it is known whether it makes sense.
@@ -157,6 +168,9 @@ impl Written {
             }
             place = match place {
                 Value::Object(values) => values.entry(part).or_insert(Value::Null),
+                Value::Array(values) if part.parse().is_ok_and(|place: usize| place < values.len()) => {
+                    &mut values[part.parse::<usize>().unwrap_or(0)]
+                }
                 _ => return Err(Misuse(format!("'{text}' reaches into '{first}', which is not a mapping")).into()),
             };
         }
@@ -288,7 +302,7 @@ impl Written {
     fn check_keys(&self, sections: &[Vec<String>], problems: &mut Problems) {
         let known: Vec<&str> = sections.iter().flatten().map(String::as_str).collect();
         let has_peft = known.contains(&PEFT);
-        let peft_keys = if has_peft { method_keys() } else { Vec::new() };
+        let peft_keys = if has_peft { MethodConfig::keys() } else { Vec::new() };
         for key in self.values.keys().filter(|key| !known.contains(&key.as_str())) {
             let hint = match nearest(key, known.iter().copied()) {
                 _ if peft_keys.contains(key) => format!("it belongs under {PEFT}:, as {PEFT}.{key}"),
@@ -356,14 +370,6 @@ fn keys<T: Default + Serialize>() -> Vec<String> {
     as_map(&T::default()).into_iter().map(|(key, _)| key).collect()
 }
 
-/// The keys that stand under `peft:`.
-fn method_keys() -> Vec<String> {
-    let smallest = serde_json::json!({"peft_type": "LORA"});
-    let text = MethodConfig::from_run_file(&smallest).map(|config| config.to_adapter_config()).unwrap_or_default();
-    let values: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
-    values.into_iter().map(|(key, _)| key).collect()
-}
-
 fn as_map<T: Serialize>(value: &T) -> Map<String, Value> {
     match serde_json::to_value(value) {
         Ok(Value::Object(values)) => values,
@@ -403,6 +409,8 @@ fn in_plain_words(reason: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tunesmith_methods::LoraConfig;
+
     use super::*;
 
     const SMALLEST: &str = "\
@@ -425,7 +433,7 @@ peft:
     }
 
     fn rank(config: &RunConfig) -> usize {
-        let MethodConfig::Lora(config) = &config.peft;
+        let config = config.peft.get::<LoraConfig>().unwrap();
         config.r
     }
 
@@ -459,6 +467,18 @@ peft:
         assert_eq!(config.data.validation_file, None);
         assert!(problem(SMALLEST, &["learning_rate"]).contains("'learning_rate' is not KEY=VALUE"));
         assert!(problem(SMALLEST, &["seed.x=1", "seed.x.y=1"]).contains("reaches into 'seed'"));
+    }
+
+    #[test]
+    fn several_methods_are_a_list() {
+        let text =
+            SMALLEST.replace("  peft_type: LORA\n  r: 4\n", "  - {peft_type: LORA}\n  - {peft_type: LORA, r: 2}\n");
+        let config = build(&text, &["peft.0.r=16"]).unwrap();
+        let ranks: Vec<usize> = config.peft.each().map(|method| method.get::<LoraConfig>().unwrap().r).collect();
+        assert_eq!(ranks, [16, 2]);
+        assert_eq!(build(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+        assert!(problem(&text, &["peft.2.r=16"]).contains("reaches into 'peft'"));
+        assert!(problem(&text, &["peft.1.rr=16"]).contains("peft: method 2 of the list: unknown key 'rr'"));
     }
 
     #[test]

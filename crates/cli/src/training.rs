@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use tunesmith_methods::{BuiltAdapter, LoraPlus, MethodError, PEFT_VERSION, build, load_adapter, save_adapter};
+use tunesmith_methods::{
+    BuiltAdapter, LoraPlus, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter, save_checkpoint,
+};
 use tunesmith_models::{GenerationOptions, LoadOptions, Sampling};
 use tunesmith_tensor::{Parameter, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
@@ -76,7 +78,7 @@ impl Training {
     /// Trains the adapter, from the beginning or from the last checkpoint in the output folder.
     pub(crate) fn run(&self, built: &mut BuiltAdapter, resume: bool, interrupt: &Interrupt) -> anyhow::Result<Report> {
         let Self { config, base, .. } = self;
-        let method = built.config.clone();
+        let (method, seed) = (built.config.clone(), Seed(config.arguments.seed));
         let mut watcher = Watcher::new(config, interrupt);
         let ended = base.describe(|description| {
             let plus = LoraPlus {
@@ -84,8 +86,8 @@ impl Training {
                 loraplus_weight_decay: config.arguments.weight_decay,
             };
             let group = |parameter: &Parameter| ParameterGroup {
-                learning_rate_scale: plus.learning_rate_scale(parameter, description),
-                weight_decay: plus.weight_decay(parameter, description) > 0.0,
+                learning_rate_scale: plus.learning_rate_scale(parameter),
+                weight_decay: plus.weight_decay(parameter) > 0.0,
             };
             Run {
                 model: base.model(),
@@ -97,15 +99,18 @@ impl Training {
                 output_dir: &config.run.output_dir,
                 config: config.resolved(),
                 group: &group,
-                write_adapter: &|adapter, folder| {
-                    save_adapter(folder, &method, adapter, description).map_err(|error| as_train_error(folder, error))
+                write_adapter: &|built, folder| {
+                    save_adapter(folder, built).map_err(|error| as_train_error(folder, error))
                 },
-                read_adapter: &|folder| {
-                    let loaded = load_adapter(folder, description);
-                    loaded.map(|built| built.adapter).map_err(|error| as_train_error(folder, error))
+                write_checkpoint: &|built, folder| {
+                    save_checkpoint(folder, built).map_err(|error| as_train_error(folder, error))
+                },
+                read_checkpoint: &|folder| {
+                    let loaded = load_checkpoint(folder, &method, description, seed);
+                    loaded.map_err(|error| as_train_error(folder, error))
                 },
             }
-            .train(&mut built.adapter, resume, &mut watcher)
+            .train(built, resume, &mut watcher)
         });
         watcher.progress.finish();
         Ok(ended?)

@@ -1,9 +1,11 @@
 //! Trained biases beside a method's own tensors: the `bias` key.
 
-use tunesmith_tensor::{Affine, Base, FrozenWeight, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner};
+use tunesmith_tensor::{
+    Adapter, Affine, Base, FrozenWeight, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner,
+};
 
-use crate::build::{Tuners, parameter_name};
-use crate::config::{Bias, Purpose};
+use crate::build::parameter_name;
+use crate::common::{Bias, Purpose};
 use crate::{MethodError, ModelDescription};
 
 /// Trains the bias of one weight site and leaves its weight alone.
@@ -16,7 +18,7 @@ pub struct BiasTuner {
 impl BiasTuner {
     /// A tuner that starts from `bias` `[1, out]`, the site's own.
     pub fn new(site: &Site, bias: &FrozenWeight) -> Self {
-        Self { bias: Parameter::new(parameter_name(&site.path, "bias"), bias.to_matrix()) }
+        Self { bias: Parameter::vector(parameter_name(&site.path, "bias"), bias.to_matrix()) }
     }
 }
 
@@ -76,13 +78,13 @@ pub(crate) fn sites(
 }
 
 pub(crate) fn add_tuners(
-    tuners: &mut Tuners,
+    adapter: &mut Adapter,
     sites: &[SiteId],
     model: &ModelDescription<'_>,
 ) -> Result<(), MethodError> {
     for id in sites {
         if let Some(bias) = model.base(*id)?.bias {
-            tuners.insert(*id, Box::new(BiasTuner::new(&model.sites[id.0], bias)));
+            adapter.insert_weight(*id, Box::new(BiasTuner::new(&model.sites[id.0], bias)));
         }
     }
     Ok(())

@@ -1,20 +1,46 @@
 //! From a configuration and a model to an adapter.
 
-use std::collections::BTreeMap;
+use tunesmith_tensor::{Adapter, Gradients, Seed, Workspace};
 
-use tunesmith_tensor::{Adapter, Matrix, Seed, SiteId, SiteKind, WeightTuner};
-
-use crate::config::{PEFT_VERSION, Purpose};
-use crate::{MethodConfig, MethodError, ModelDescription, lora};
+use crate::common::{PEFT_VERSION, Purpose};
+use crate::method::{Place, Routine};
+use crate::{MethodConfig, MethodError, ModelDescription};
 
 /// An adapter with the configuration that it is saved with.
 pub struct BuiltAdapter {
     /// The configuration with everything resolved that depends on the model, such as the default targets.
     pub config: MethodConfig,
-    /// The tuners.
+    /// The tuners; of several methods, each is a part.
     pub adapter: Adapter,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// One place for each method.
+    pub(crate) routines: Vec<Option<Box<dyn Routine>>>,
+}
+
+impl BuiltAdapter {
+    /// A training run begins, or goes on; it has `max_steps` updates in all.
+    ///
+    /// # Errors
+    /// A configuration that does not fit so many updates.
+    pub fn begin(&mut self, max_steps: u64) -> Result<(), MethodError> {
+        self.routines.iter_mut().flatten().try_for_each(|routine| routine.begin(max_steps))
+    }
+
+    /// Before the forward passes of update number `step`, counted from 0.
+    pub fn before_step(&mut self, step: u64) {
+        self.routines.iter_mut().flatten().for_each(|routine| routine.before_step(step));
+    }
+
+    /// Terms of the loss beside the model's: adds their gradients to `gradients` and returns their sum.
+    pub fn regularise(&self, workspace: &Workspace, gradients: &mut Gradients) -> f64 {
+        self.routines.iter().flatten().map(|routine| routine.regularise(workspace, gradients)).sum()
+    }
+
+    /// After update number `step`, made with `gradients`.
+    pub fn after_step(&mut self, gradients: &Gradients, step: u64) {
+        self.routines.iter_mut().flatten().for_each(|routine| routine.after_step(gradients, step));
+    }
 }
 
 /// Makes a new adapter for a model, at the start of its training. The same seed gives the same adapter.
@@ -22,46 +48,43 @@ pub struct BuiltAdapter {
 /// # Errors
 /// Any [`MethodError`] about the configuration or about what it asks of this model.
 pub fn build(config: &MethodConfig, model: &ModelDescription<'_>, seed: Seed) -> Result<BuiltAdapter, MethodError> {
-    let mut config = config.clone();
-    let common = config.common_mut();
-    common.peft_version = PEFT_VERSION.to_owned();
-    common.task_type.get_or_insert(model.task_type);
-    if common.base_model_name_or_path.is_none() {
-        common.base_model_name_or_path = model.name_or_path.map(str::to_owned);
-    }
-    build_for(&config, model, seed, Purpose::Training)
-}
-
-/// Makes the adapter that `config` asks for, to be trained or to be filled from a file.
-pub(crate) fn build_for(
-    config: &MethodConfig,
-    model: &ModelDescription<'_>,
-    seed: Seed,
-    purpose: Purpose,
-) -> Result<BuiltAdapter, MethodError> {
-    config.check(purpose)?;
-    match config {
-        MethodConfig::Lora(config) => lora::build(config, model, seed, purpose),
-    }
-}
-
-/// Tuners of weights on their way into an adapter.
-#[derive(Default)]
-pub(crate) struct Tuners(BTreeMap<SiteId, Box<dyn WeightTuner>>);
-
-impl Tuners {
-    pub(crate) fn insert(&mut self, site: SiteId, tuner: Box<dyn WeightTuner>) {
-        let earlier = self.0.insert(site, tuner);
-        debug_assert!(earlier.is_none(), "a site has one tuner");
-    }
-
-    pub(crate) fn into_adapter(self) -> Adapter {
-        let mut adapter = Adapter::new();
-        for (site, tuner) in self.0 {
-            adapter.insert_weight(site, tuner);
+    let config = config.with_common(|common| {
+        common.peft_version = PEFT_VERSION.to_owned();
+        common.task_type.get_or_insert(model.task_type);
+        if common.base_model_name_or_path.is_none() {
+            common.base_model_name_or_path = model.name_or_path.map(str::to_owned);
         }
-        adapter
+    });
+    let place = Place { model, seed, purpose: Purpose::Training, file: None };
+    join(config.each().map(|config| build_at(&config, &place)), model)
+}
+
+/// Makes the tuners of one method.
+pub(crate) fn build_at(config: &MethodConfig, place: &Place<'_, '_>) -> Result<BuiltAdapter, MethodError> {
+    let problems = config.method().problems(place.purpose);
+    if !problems.is_empty() {
+        return Err(MethodError::Config { place: "the configuration".to_owned(), problems });
     }
+    config.method().build(place)
+}
+
+/// Several methods' tuners as one adapter.
+pub(crate) fn join(
+    all: impl IntoIterator<Item = Result<BuiltAdapter, MethodError>>,
+    model: &ModelDescription<'_>,
+) -> Result<BuiltAdapter, MethodError> {
+    let mut all = all.into_iter();
+    let mut joined = all.next().expect("a configuration holds at least one method")?;
+    for next in all {
+        let mut next = next?;
+        joined.adapter.join(next.adapter).map_err(|sites| MethodError::Clash {
+            sites: sites.into_iter().map(|site| model.sites[site.0].path.clone()).collect(),
+        })?;
+        joined.config = MethodConfig::join([joined.config, next.config]);
+        joined.warnings.append(&mut next.warnings);
+        joined.routines.append(&mut next.routines);
+    }
+    Ok(joined)
 }
 
 /// What PEFT puts before the path of a module in an adapter's file.
@@ -70,18 +93,6 @@ const PREFIX: &str = "base_model.model.";
 /// The key in an adapter's file of a tensor at a module.
 pub(crate) fn parameter_name(path: &str, suffix: &str) -> String {
     format!("{PREFIX}{path}.{suffix}")
-}
-
-/// The shape that a trainable tensor has in PyTorch, where biases and the weights of norms are vectors.
-pub(crate) fn tensor_shape(name: &str, value: &Matrix, model: &ModelDescription<'_>) -> Vec<usize> {
-    if is_vector(name, model) { vec![value.cols()] } else { vec![value.rows(), value.cols()] }
-}
-
-/// Whether a trainable tensor is a vector in PyTorch.
-pub(crate) fn is_vector(name: &str, model: &ModelDescription<'_>) -> bool {
-    let module = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(".weight"));
-    let is_norm = |path: &str| model.weight_sites().any(|(_, site)| site.kind == SiteKind::Norm && site.path == path);
-    name.ends_with(".bias") || module.is_some_and(is_norm)
 }
 
 /// The path and the last part of the key of a tensor that stands in the base model too.

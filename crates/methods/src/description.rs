@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tunesmith_tensor::{Base, Site, SiteId};
 
 use crate::MethodError;
-use crate::config::TaskType;
+use crate::common::TaskType;
 
 /// A model as methods see it: its sites and frozen weights, and what names it in an adapter's files.
 #[derive(Clone, Copy)]

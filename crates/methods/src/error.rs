@@ -197,6 +197,26 @@ pub enum MethodError {
         path: String,
     },
 
+    /// Methods that act at the same places.
+    #[error(
+        "two of the methods under peft: act at the same sites, where only one can:{}\n\
+         Change target_modules or modules_to_save so that each site has one method.",
+        lines(sites)
+    )]
+    Clash {
+        /// Paths of the sites.
+        sites: Vec<String>,
+    },
+
+    /// A checkpoint that does not hold what the run trains.
+    #[error("{} does not hold what this run trains:{}", folder.display(), lines(problems))]
+    Checkpoint {
+        /// The folder.
+        folder: PathBuf,
+        /// Each tensor that is missing or has another shape.
+        problems: Vec<String>,
+    },
+
     /// An adapter that changes more than weights.
     #[error(
         "this adapter cannot be merged: it changes hidden states, keys and values or the input, not only weights. \
@@ -238,6 +258,14 @@ pub enum ConfigProblem {
         peft_type: String,
         /// The methods there are.
         methods: Vec<&'static str>,
+    },
+    /// A problem of one method of several.
+    #[error("method {place} of the list: {problem}")]
+    Within {
+        /// The method's place in the list, counted from 1.
+        place: usize,
+        /// The problem.
+        problem: Box<ConfigProblem>,
     },
     /// A key that does not exist.
     #[error("unknown key '{key}'{}", nearest.as_ref().map(|near| format!("; did you mean '{near}'?")).unwrap_or_default())]

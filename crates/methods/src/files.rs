@@ -4,44 +4,72 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
-use tunesmith_tensor::{Adapter, Matrix, Seed};
+use serde::Deserialize;
+use serde_json::json;
+use tunesmith_tensor::{Matrix, Seed, Stored};
 
-use crate::build::{base_tensor, build_for, tensor_shape};
-use crate::config::{Bias, Purpose};
+use crate::build::{base_tensor, build_at, join};
+use crate::common::Purpose;
 use crate::error::{Misshapen, TensorProblems};
-use crate::lora::differs_in_rank_only;
+use crate::method::{Place, Routine};
 use crate::{BuiltAdapter, MethodConfig, MethodError, ModelDescription};
 
 const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// Names the folders of an adapter of several methods.
+const PARTS_FILE: &str = "adapters.json";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// Writes an adapter into `folder`, which is made if it is not there. Each file is written beside and then renamed, so
-/// that an earlier adapter in the folder outlives a failure.
+/// that an earlier adapter in the folder outlives a failure. Of several methods each gets a folder of its own, and
+/// `adapters.json` says which belong together.
 ///
 /// # Errors
 /// [`MethodError::Io`].
-pub fn save_adapter(
-    folder: &Path,
-    config: &MethodConfig,
-    adapter: &Adapter,
-    model: &ModelDescription<'_>,
-) -> Result<(), MethodError> {
-    let tensors = adapter.parameters().into_iter().map(|parameter| {
-        let shape = tensor_shape(parameter.name(), parameter.value(), model);
-        (parameter.name(), Float32 { shape, value: parameter.value() })
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights = safetensors::serialize(tensors, Some(metadata))
-        .map_err(|source| io_error("write", &folder.join(WEIGHTS_FILE))(io::Error::other(source)))?;
+pub fn save_adapter(folder: &Path, built: &BuiltAdapter) -> Result<(), MethodError> {
+    let folders = part_folders(&built.config);
+    for (part, (config, name)) in built.config.each().zip(&folders).enumerate() {
+        let routine = built.routines[part].as_deref();
+        let keys = routine.map(Routine::file_keys).unwrap_or_default();
+        let text = format!("{:#}", config.to_value(&keys));
+        save_part(&folder.join(name), &text, &built.adapter.stored(part))?;
+    }
+    if folders.len() > 1 {
+        let text = format!("{:#}", json!({ "adapters": folders }));
+        replace(&folder.join(PARTS_FILE), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The folder of each method's files, within the adapter's: that itself, if there is only one method.
+fn part_folders(config: &MethodConfig) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for config in config.each() {
+        let name = config.peft_type().to_lowercase();
+        let others = names.iter().filter(|other| other.split('-').next() == Some(&name)).count();
+        names.push(if others == 0 { name } else { format!("{name}-{}", others + 1) });
+    }
+    if names.len() == 1 { vec![String::new()] } else { names }
+}
+
+fn save_part(folder: &Path, config: &str, tensors: &[Stored]) -> Result<(), MethodError> {
     fs::create_dir_all(folder).map_err(io_error("write", folder))?;
-    replace(&folder.join(WEIGHTS_FILE), &weights)?;
-    replace(&folder.join(CONFIG_FILE), config.to_adapter_config().as_bytes())
+    write_tensors(&folder.join(WEIGHTS_FILE), tensors)?;
+    replace(&folder.join(CONFIG_FILE), config.as_bytes())
+}
+
+/// Writes a safetensors file in one step.
+pub(crate) fn write_tensors(file: &Path, tensors: &[Stored]) -> Result<(), MethodError> {
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let named = tensors.iter().map(|tensor| (tensor.name.as_str(), Float32(tensor)));
+    let bytes = safetensors::serialize(named, Some(metadata))
+        .map_err(|source| io_error("write", file)(io::Error::other(source)))?;
+    replace(file, &bytes)
 }
 
 /// Reads an adapter for `model` from a folder. Every tensor that the configuration asks for must be there, and no other.
@@ -49,7 +77,27 @@ pub fn save_adapter(
 /// # Errors
 /// Any [`MethodError`] about the folder, the configuration, or tensors that do not fit it or the model.
 pub fn load_adapter(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
-    let (config, mut warnings) = load_config(folder)?;
+    let folders = parts(folder)?;
+    join(folders.iter().map(|folder| load_part(folder, model)), model)
+}
+
+/// The folders that an adapter's files lie in.
+pub(crate) fn parts(folder: &Path) -> Result<Vec<PathBuf>, MethodError> {
+    let file = folder.join(PARTS_FILE);
+    if !file.exists() {
+        return Ok(vec![folder.to_owned()]);
+    }
+    #[derive(Deserialize)]
+    struct Parts {
+        adapters: Vec<String>,
+    }
+    let text = fs::read(&file).map_err(io_error("read", &file))?;
+    let parts: Parts = serde_json::from_slice(&text).map_err(|source| MethodError::Json { path: file, source })?;
+    Ok(parts.adapters.iter().map(|name| folder.join(name)).collect())
+}
+
+fn load_part(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
+    let (config, mut warnings) = load_part_config(folder)?;
     let file = folder.join(WEIGHTS_FILE);
     if !file.exists() {
         let pickle = folder.join(PICKLE_FILE);
@@ -60,16 +108,16 @@ pub fn load_adapter(folder: &Path, model: &ModelDescription<'_>) -> Result<Built
             MethodError::NoWeights { folder: folder.to_owned() }
         });
     }
-    // What the tensors start from does not matter: every one of them is read.
-    let mut built =
-        build_for(&config, model, Seed(0), Purpose::Loading).map_err(|source| MethodError::AnotherModel {
-            folder: folder.to_owned(),
-            made_for: config.common().base_model_name_or_path.clone(),
-            source: Box::new(source),
-        })?;
     let bytes = fs::read(&file).map_err(io_error("read", &file))?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|source| MethodError::DamagedWeights { file: file.clone(), source })?;
+    // What the tensors start from does not matter: every one of them is read.
+    let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: Some(&tensors) };
+    let mut built = build_at(&config, &place).map_err(|source| MethodError::AnotherModel {
+        folder: folder.to_owned(),
+        made_for: config.common().base_model_name_or_path.clone(),
+        source: Box::new(source),
+    })?;
     let (values, forgotten) = read_tensors(&file, &tensors, &built, model)?;
     for parameter in built.adapter.parameters_mut() {
         if let Some(values) = values.get(parameter.name()) {
@@ -93,6 +141,16 @@ pub fn load_adapter(folder: &Path, model: &ModelDescription<'_>) -> Result<Built
 /// # Errors
 /// Any [`MethodError`] about the folder or the configuration.
 pub fn load_config(folder: &Path) -> Result<(MethodConfig, Vec<String>), MethodError> {
+    let (mut configs, mut warnings) = (Vec::new(), Vec::new());
+    for folder in parts(folder)? {
+        let (config, mut of_part) = load_part_config(&folder)?;
+        configs.push(config);
+        warnings.append(&mut of_part);
+    }
+    Ok((MethodConfig::join(configs), warnings))
+}
+
+fn load_part_config(folder: &Path) -> Result<(MethodConfig, Vec<String>), MethodError> {
     let file = folder.join(CONFIG_FILE);
     let text = fs::read(&file).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound && folder.is_dir() {
@@ -122,8 +180,10 @@ fn read_tensors(
     model: &ModelDescription<'_>,
 ) -> Result<(BTreeMap<String, Vec<f32>>, bool), MethodError> {
     let mut expected: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for parameter in built.adapter.parameters() {
-        expected.insert(parameter.name(), tensor_shape(parameter.name(), parameter.value(), model));
+    let method = built.config.method();
+    let stored = built.adapter.stored(0);
+    for tensor in &stored {
+        expected.insert(&tensor.name, tensor.shape.clone());
     }
     let mut problems = TensorProblems {
         file: file.to_owned(),
@@ -143,7 +203,7 @@ fn read_tensors(
             continue;
         };
         if view.shape() != shape {
-            let rank_only = differs_in_rank_only(name, view.shape(), &shape);
+            let rank_only = method.differs_in_rank_only(name, view.shape(), &shape);
             let found = view.shape().to_vec();
             problems.misshapen.push(Misshapen { name: name.clone(), found, expected: shape, rank_only });
         } else if let Some(read) = float32(view) {
@@ -152,13 +212,10 @@ fn read_tensors(
             problems.unreadable.push(format!("{name} ({})", view.dtype()));
         }
     }
-    let MethodConfig::Lora(config) = &built.config;
-    let is_bias = |name: &str| name.ends_with(".base_layer.bias");
-    let forgotten = config.bias == Bias::LoraOnly
-        && expected.keys().any(|name| is_bias(name))
-        && !views.keys().any(|name| is_bias(name));
+    let forgotten = expected.keys().any(|name| method.may_be_forgotten(name))
+        && !views.keys().any(|name| method.may_be_forgotten(name));
     if forgotten {
-        expected.retain(|name, _| !is_bias(name));
+        expected.retain(|name, _| !method.may_be_forgotten(name));
     }
     problems.missing = expected.into_keys().map(str::to_owned).collect();
     if problems.is_empty() { Ok((values, forgotten)) } else { Err(MethodError::Tensors(Box::new(problems))) }
@@ -192,7 +249,7 @@ fn is_same(view: &TensorView<'_>, frozen: &Matrix) -> bool {
 }
 
 /// The values of a tensor as float32; `None` if it is of a type that adapters are not saved in.
-fn float32(view: &TensorView<'_>) -> Option<Vec<f32>> {
+pub(crate) fn float32(view: &TensorView<'_>) -> Option<Vec<f32>> {
     let data = view.data();
     let pairs = || data.as_chunks().0.iter().copied();
     match view.dtype() {
@@ -203,11 +260,8 @@ fn float32(view: &TensorView<'_>) -> Option<Vec<f32>> {
     }
 }
 
-/// A trainable tensor on its way into a file.
-struct Float32<'a> {
-    shape: Vec<usize>,
-    value: &'a Matrix,
-}
+/// A tensor on its way into a file.
+struct Float32<'a>(&'a Stored);
 
 impl View for Float32<'_> {
     fn dtype(&self) -> Dtype {
@@ -215,15 +269,15 @@ impl View for Float32<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.0.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.value.data().iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
+        self.0.value.data().iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
     fn data_len(&self) -> usize {
-        size_of_val(self.value.data())
+        size_of_val(self.0.value.data())
     }
 }
 
@@ -252,6 +306,6 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> MethodError {
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> MethodError {
     move |source| MethodError::Io { action, path: path.to_owned(), source }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use tunesmith_tensor::{Base, Parameter, Site, SiteId, Tape, Trainable, Tuned, WeightTuner};
+use tunesmith_tensor::{Adapter, Base, Parameter, Site, SiteId, SiteKind, Tape, Trainable, Tuned, WeightTuner};
 
-use crate::build::{Tuners, parameter_name};
-use crate::config::Purpose;
+use crate::build::parameter_name;
+use crate::common::Purpose;
 use crate::target::check_entries;
 use crate::{MethodError, ModelDescription};
 
@@ -21,9 +21,13 @@ pub struct FullTuner {
 impl FullTuner {
     /// A copy of the weight and bias of `site`.
     pub fn new(site: &Site, base: Base<'_>) -> Self {
-        let parameter = |suffix, value| Parameter::new(parameter_name(&site.path, suffix), value);
-        let bias = base.bias.map(|bias| parameter("bias", bias.to_matrix()));
-        Self { weight: parameter("weight", base.weight.to_matrix()), bias }
+        let name = |suffix| parameter_name(&site.path, suffix);
+        let weight = base.weight.to_matrix();
+        let weight = match site.kind {
+            SiteKind::Norm => Parameter::vector(name("weight"), weight),
+            _ => Parameter::new(name("weight"), weight),
+        };
+        Self { weight, bias: base.bias.map(|bias| Parameter::vector(name("bias"), bias.to_matrix())) }
     }
 }
 
@@ -82,12 +86,12 @@ fn is_list(module: &str, modules: &BTreeSet<&str>) -> bool {
 }
 
 pub(crate) fn add_tuners(
-    tuners: &mut Tuners,
+    adapter: &mut Adapter,
     sites: &[SiteId],
     model: &ModelDescription<'_>,
 ) -> Result<(), MethodError> {
     for id in sites {
-        tuners.insert(*id, Box::new(FullTuner::new(&model.sites[id.0], model.base(*id)?)));
+        adapter.insert_weight(*id, Box::new(FullTuner::new(&model.sites[id.0], model.base(*id)?)));
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 //! A method turns a [`MethodConfig`] and a [`ModelDescription`] into an adapter: tuners by site, which the model asks as
 //! it runs. Names and files are those of Hugging Face PEFT.
 //!
-//! To add a method: its configuration with PEFT's fields, a file with its tuner, a variant of [`MethodConfig`] and a row
-//! in the list of methods in `config.rs`.
+//! To add a method: a file with its tuner and its configuration, with PEFT's fields, which implements the trait `Method`,
+//! and a row in the list in `method.rs`.
 
 mod bias;
 mod build;
+mod checkpoint;
+mod common;
 mod config;
 mod description;
 mod error;
@@ -17,6 +19,7 @@ mod lora;
 mod lora_config;
 mod lora_plus;
 mod merge;
+mod method;
 mod nearest;
 mod pattern;
 mod target;
@@ -24,7 +27,9 @@ mod target_defaults;
 
 pub use bias::BiasTuner;
 pub use build::{BuiltAdapter, build};
-pub use config::{Bias, CommonConfig, MethodConfig, Modules, OneOrMany, PEFT_VERSION, TaskType};
+pub use checkpoint::{load_checkpoint, save_checkpoint};
+pub use common::{Bias, CommonConfig, Modules, OneOrMany, PEFT_VERSION, TaskType};
+pub use config::MethodConfig;
 pub use description::ModelDescription;
 pub use error::{ConfigProblem, MethodError, Misshapen, TensorProblems, UnmatchedEntry};
 pub use files::{load_adapter, load_config, save_adapter};
@@ -33,3 +38,4 @@ pub use lora::LoraTuner;
 pub use lora_config::{LoraConfig, LoraInit};
 pub use lora_plus::LoraPlus;
 pub use merge::{MergedWeight, merged};
+pub use method::Routine;

@@ -8,17 +8,19 @@
 //! `B` starts at zero, so training starts from the base. Embeddings and convolutions are not tuned, linear layers only.
 
 use tunesmith_tensor::{
-    Affine, Base, FrozenWeight, Matrix, Parameter, Seed, Site, SiteId, Stream, Tape, Term, Trainable, Tuned,
+    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Seed, Site, SiteId, Stream, Tape, Term, Trainable, Tuned,
     WeightTuner,
 };
 
 use crate::bias::{self, Biases};
-use crate::build::{BuiltAdapter, Tuners, parameter_name};
-use crate::config::{Bias, Purpose};
+use crate::build::parameter_name;
+use crate::common::{Bias, CommonConfig, Purpose, Uninterpreted};
+use crate::error::ConfigProblem;
 use crate::full;
-use crate::lora_config::{LoraConfig, LoraInit, key_pattern};
+use crate::lora_config::{self, LoraConfig, LoraInit, key_pattern};
+use crate::method::{Built, Method, Place};
 use crate::target::{self, Targeting};
-use crate::{MethodConfig, MethodError, ModelDescription, target_defaults};
+use crate::{MethodError, ModelDescription, target_defaults};
 
 /// Tunes one linear layer by a product of two thin matrices.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl LoraTuner {
     /// The same with the layer's bias `[1, out]` trained from `bias` on.
     pub fn with_bias(self, site: &Site, bias: &FrozenWeight) -> Self {
         let name = parameter_name(&site.path, "base_layer.bias");
-        Self { bias: Some(Parameter::new(name, bias.to_matrix())), ..self }
+        Self { bias: Some(Parameter::vector(name, bias.to_matrix())), ..self }
     }
 }
 
@@ -88,13 +90,42 @@ impl WeightTuner for LoraTuner {
     }
 }
 
-/// Makes the adapter that `config` asks for.
-pub(crate) fn build(
-    config: &LoraConfig,
-    model: &ModelDescription<'_>,
-    seed: Seed,
-    purpose: Purpose,
-) -> Result<BuiltAdapter, MethodError> {
+impl Method for LoraConfig {
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn uninterpreted() -> &'static [Uninterpreted] {
+        &lora_config::UNINTERPRETED
+    }
+
+    fn common(&self) -> &CommonConfig {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut CommonConfig {
+        &mut self.common
+    }
+
+    fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem> {
+        self.problems(purpose)
+    }
+
+    fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError> {
+        build(self, place)
+    }
+
+    fn differs_in_rank_only(&self, name: &str, found: &[usize], expected: &[usize]) -> bool {
+        let ([found_rows, found_cols], [rows, cols]) = (found, expected) else { return false };
+        (name.ends_with(A) && found_cols == cols) || (name.ends_with(B) && found_rows == rows)
+    }
+
+    /// PEFT before 0.21 trained the biases of targeted modules without saving them.
+    fn may_be_forgotten(&self, name: &str) -> bool {
+        self.bias == Bias::LoraOnly && name.ends_with(".base_layer.bias")
+    }
+}
+
+fn build(config: &LoraConfig, place: &Place<'_, '_>) -> Result<Built<LoraConfig>, MethodError> {
+    let Place { model, seed, purpose, .. } = *place;
     let mut config = config.clone();
     let defaults = target_defaults::lora(model.model_type);
     let targets = target::resolve(config.target_modules.as_ref(), defaults, model, purpose)?;
@@ -111,16 +142,16 @@ pub(crate) fn build(
     let biases = Biases { bias: config.bias, targeted: &targeted, saved: &saved };
     let bias_sites = bias::sites(&biases, model, purpose)?;
 
-    let mut tuners = Tuners::default();
+    let mut adapter = Adapter::new();
     for id in &targeted {
         let site = &model.sites[id.0];
         let tuner = initial_tuner(&config, site, seed)?;
         let bias = if config.bias == Bias::None { None } else { model.base(*id)?.bias };
         let tuner = if let Some(bias) = bias { tuner.with_bias(site, bias) } else { tuner };
-        tuners.insert(*id, Box::new(tuner));
+        adapter.insert_weight(*id, Box::new(tuner));
     }
-    full::add_tuners(&mut tuners, &saved, model)?;
-    bias::add_tuners(&mut tuners, &bias_sites, model)?;
+    full::add_tuners(&mut adapter, &saved, model)?;
+    bias::add_tuners(&mut adapter, &bias_sites, model)?;
 
     config.target_modules = Some(targets);
     warnings.extend(unmatched_keys(&config, &targeted, model)?);
@@ -131,7 +162,7 @@ pub(crate) fn build(
             warnings.push("fan_in_fan_out is set to false: no linear layer of this model is stored transposed".into());
         }
     }
-    Ok(BuiltAdapter { config: MethodConfig::Lora(config), adapter: tuners.into_adapter(), warnings })
+    Ok(Built { config, adapter, warnings, routine: None })
 }
 
 /// A tuner at its start.
@@ -211,12 +242,6 @@ fn settle_patterns(
          what they mean: it names every module in full instead"
             .to_owned(),
     ))
-}
-
-/// Whether the tensor `name` has the shape `found` only because of another rank than `expected`.
-pub(crate) fn differs_in_rank_only(name: &str, found: &[usize], expected: &[usize]) -> bool {
-    let ([found_rows, found_cols], [rows, cols]) = (found, expected) else { return false };
-    (name.ends_with(A) && found_cols == cols) || (name.ends_with(B) && found_rows == rows)
 }
 
 #[cfg(test)]
@@ -337,7 +362,7 @@ mod tests {
     fn start(init: LoraInit) -> (Matrix, Matrix) {
         let config = LoraConfig { r: 16, init_lora_weights: init, ..LoraConfig::default() };
         let tuner = initial_tuner(&config, &site(400, 900), Seed(7)).unwrap();
-        (tuner.a.value().clone(), tuner.b.value().clone())
+        (Matrix::clone(&tuner.a.value()), Matrix::clone(&tuner.b.value()))
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::MethodError;
-use crate::config::{Bias, CommonConfig, Matters, Modules, OneOrMany, Purpose, Uninterpreted};
+use crate::common::{Bias, CommonConfig, Matters, Modules, OneOrMany, Purpose, Uninterpreted};
 use crate::error::ConfigProblem;
 use crate::pattern::Pattern;
 
@@ -283,8 +283,7 @@ mod tests {
     use crate::MethodConfig;
 
     fn lora(value: Value) -> LoraConfig {
-        let MethodConfig::Lora(config) = MethodConfig::from_run_file(&value).unwrap();
-        config
+        MethodConfig::from_run_file(&value).unwrap().get::<LoraConfig>().unwrap().clone()
     }
 
     #[test]
@@ -310,7 +309,7 @@ mod tests {
     #[test]
     fn numbers_are_written_as_they_were_given() {
         let config = lora(json!({"peft_type": "LORA", "lora_alpha": 16, "alpha_pattern": {"k": 0.5, "q": 2}}));
-        let text = MethodConfig::Lora(config).to_adapter_config();
+        let text = MethodConfig::new(config).to_adapter_config();
         assert!(text.contains("\"lora_alpha\": 16,"), "{text}");
         assert!(text.contains("\"k\": 0.5,\n    \"q\": 2\n"), "{text}");
     }

@@ -4,9 +4,6 @@
 use serde::{Deserialize, Serialize};
 use tunesmith_tensor::Parameter;
 
-use crate::ModelDescription;
-use crate::build::is_vector;
-
 /// The options of PEFT's `create_loraplus_optimizer`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,13 +18,13 @@ pub struct LoraPlus {
 impl LoraPlus {
     /// The factor on the learning rate of a parameter: the ratio for `B`, for biases and for the weights of norms; 1
     /// for the others.
-    pub fn learning_rate_scale(&self, parameter: &Parameter, model: &ModelDescription<'_>) -> f64 {
-        let is_fast = parameter.name().contains("lora_B") || is_vector(parameter.name(), model);
+    pub fn learning_rate_scale(&self, parameter: &Parameter) -> f64 {
+        let is_fast = parameter.name().contains("lora_B") || parameter.is_vector();
         if is_fast { self.loraplus_lr_ratio } else { 1.0 }
     }
 
     /// The weight decay of a parameter: none for biases and for the weights of norms.
-    pub fn weight_decay(&self, parameter: &Parameter, model: &ModelDescription<'_>) -> f64 {
-        if is_vector(parameter.name(), model) { 0.0 } else { self.loraplus_weight_decay }
+    pub fn weight_decay(&self, parameter: &Parameter) -> f64 {
+        if parameter.is_vector() { 0.0 } else { self.loraplus_weight_decay }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use tunesmith_tensor::{Role, SiteId, SiteKind};
 
-use crate::config::{Modules, OneOrMany, Purpose};
+use crate::common::{Modules, OneOrMany, Purpose};
 use crate::error::UnmatchedEntry;
 use crate::nearest::nearest;
 use crate::pattern::Pattern;

@@ -1,6 +1,6 @@
 //! Default targets by `model_type`, as PEFT has them.
 
-use crate::config::Modules;
+use crate::common::Modules;
 
 /// LoRA's default `target_modules` for a model type. Also those of most other methods that tune linear layers.
 pub(crate) fn lora(model_type: &str) -> Option<Modules> {

@@ -1,10 +1,10 @@
 //! The table of tuners that a method makes for one model, kept beside the model and never inside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::parameter::Parameter;
 use crate::site::SiteId;
-use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, WeightTuner};
+use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
@@ -13,6 +13,9 @@ pub struct Adapter {
     hidden: BTreeMap<SiteId, Box<dyn HiddenTuner>>,
     attention: BTreeMap<SiteId, Box<dyn AttentionTuner>>,
     input: BTreeMap<SiteId, Box<dyn InputTuner>>,
+    /// Which part a site's tuner came with; 0 for sites that are not here.
+    parts: BTreeMap<SiteId, usize>,
+    joined: usize,
 }
 
 impl Adapter {
@@ -76,13 +79,42 @@ impl Adapter {
         self.hidden.is_empty() && self.attention.is_empty() && self.input.is_empty()
     }
 
-    /// All trainable tensors, in a fixed order.
+    /// Takes in the tuners of another adapter, as its next part: the adapter itself is part 0.
+    ///
+    /// # Errors
+    /// The sites that both have a tuner at; nothing is taken then.
+    pub fn join(&mut self, other: Self) -> Result<(), Vec<SiteId>> {
+        let clashes: Vec<SiteId> = other.sites().filter(|site| self.sites().any(|own| own == *site)).collect();
+        if !clashes.is_empty() {
+            return Err(clashes);
+        }
+        self.joined += 1;
+        self.parts.extend(other.sites().map(|site| (site, self.joined)));
+        self.weights.extend(other.weights);
+        self.hidden.extend(other.hidden);
+        self.attention.extend(other.attention);
+        self.input.extend(other.input);
+        Ok(())
+    }
+
+    /// All sites that have a tuner.
+    fn sites(&self) -> impl Iterator<Item = SiteId> + '_ {
+        let (weights, hidden) = (self.weights.keys(), self.hidden.keys());
+        weights.chain(hidden).chain(self.attention.keys()).chain(self.input.keys()).copied()
+    }
+
+    fn tuners(&self) -> impl Iterator<Item = (SiteId, &dyn Trainable)> {
+        let weights = self.weights.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
+        let hidden = self.hidden.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
+        let attention = self.attention.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
+        let input = self.input.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
+        weights.chain(hidden).chain(attention).chain(input)
+    }
+
+    /// All trainable tensors, in a fixed order. One that several tuners share is listed once.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let weights = self.weights.values().flat_map(|tuner| tuner.parameters());
-        let hidden = self.hidden.values().flat_map(|tuner| tuner.parameters());
-        let attention = self.attention.values().flat_map(|tuner| tuner.parameters());
-        let input = self.input.values().flat_map(|tuner| tuner.parameters());
-        weights.chain(hidden).chain(attention).chain(input).collect()
+        let mut seen = HashSet::new();
+        self.tuners().flat_map(|(_, tuner)| tuner.parameters()).filter(|tensor| seen.insert(tensor.id())).collect()
     }
 
     /// All trainable tensors, in the same order, for updating.
@@ -91,7 +123,15 @@ impl Adapter {
         let hidden = self.hidden.values_mut().flat_map(|tuner| tuner.parameters_mut());
         let attention = self.attention.values_mut().flat_map(|tuner| tuner.parameters_mut());
         let input = self.input.values_mut().flat_map(|tuner| tuner.parameters_mut());
-        weights.chain(hidden).chain(attention).chain(input).collect()
+        let mut seen = HashSet::new();
+        weights.chain(hidden).chain(attention).chain(input).filter(|tensor| seen.insert(tensor.id())).collect()
+    }
+
+    /// The tensors of the adapter file of a part, each once.
+    pub fn stored(&self, part: usize) -> Vec<Stored> {
+        let of_part = self.tuners().filter(|(site, _)| self.parts.get(site).copied().unwrap_or(0) == part);
+        let mut seen = HashSet::new();
+        of_part.flat_map(|(_, tuner)| tuner.stored()).filter(|tensor| seen.insert(tensor.name.clone())).collect()
     }
 
     /// Number of trainable values.

@@ -27,11 +27,13 @@ pub use ops::activation::Activation;
 pub use ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::rotary::Rotary;
-pub use parameter::{Gradients, Parameter, ParameterId};
+pub use parameter::{Gradients, Parameter, ParameterId, ValueMut};
 pub use projection::Projection;
 pub use random::{Seed, Stream};
 pub use segments::Segments;
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
-pub use tuner::{Affine, AttentionTuner, Base, HiddenTuner, InputTuner, SubLayer, Term, Trainable, Tuned, WeightTuner};
+pub use tuner::{
+    Affine, AttentionTuner, Base, HiddenTuner, InputTuner, Stored, SubLayer, Term, Trainable, Tuned, WeightTuner,
+};
 pub use workspace::Workspace;

@@ -5,6 +5,7 @@
 //! all. A value's buffer returns to the workspace as soon as neither the caller nor a later backward step needs it; an
 //! operation that takes a [`Var`] by value may reuse its buffer.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -77,6 +78,7 @@ pub struct Tape {
     recording: bool,
     dropout: Option<Seed>,
     dropouts: u64,
+    shared: HashMap<ParameterId, Arc<[Var]>>,
 }
 
 impl Tape {
@@ -87,7 +89,14 @@ impl Tape {
 
     /// A tape that records gradients with dropout off.
     pub fn differentiating(workspace: &Workspace) -> Self {
-        Self { workspace: workspace.clone(), entries: Vec::new(), recording: true, dropout: None, dropouts: 0 }
+        Self {
+            workspace: workspace.clone(),
+            entries: Vec::new(),
+            recording: true,
+            dropout: None,
+            dropouts: 0,
+            shared: HashMap::new(),
+        }
     }
 
     /// A tape that records nothing: for evaluation and generation.
@@ -116,7 +125,18 @@ impl Tape {
             self.entries.push(Entry::Parameter(parameter.id()));
             NodeId(self.entries.len() - 1)
         });
-        Var { value: parameter.shared_value(), node }
+        Var { value: parameter.value(), node }
+    }
+
+    /// Values that tuners of several sites share within a pass: computed when first asked for under `key`, the id of a
+    /// trainable tensor that they come from.
+    pub fn shared(&mut self, key: ParameterId, compute: impl FnOnce(&mut Self) -> Vec<Var>) -> Arc<[Var]> {
+        if let Some(values) = self.shared.get(&key) {
+            return Arc::clone(values);
+        }
+        let values: Arc<[Var]> = compute(self).into();
+        self.shared.insert(key, Arc::clone(&values));
+        values
     }
 
     /// The output of an operation; `record` is called only if a gradient must flow through it.
@@ -149,6 +169,7 @@ impl Tape {
         assert_eq!(output.value.shape(), gradient.shape(), "a gradient is shaped as its value");
         let Some(root) = output.node else { return };
         drop(output);
+        self.shared.clear();
         let mut pending: Vec<Option<Matrix>> = Vec::new();
         pending.resize_with(self.entries.len(), || None);
         pending[root.0] = Some(gradient);

@@ -1,6 +1,8 @@
 //! What a method puts at a site: one trait a kind of site. Methods implement them; models never see which.
 
-use crate::{FrozenWeight, Parameter, Tape, Var};
+use std::sync::Arc;
+
+use crate::{FrozenWeight, Matrix, Parameter, Tape, Var};
 
 /// The frozen weight, and bias if any, of a weight site.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,28 @@ pub trait Trainable: Send + Sync {
     fn parameters(&self) -> Vec<&Parameter>;
     /// The same tensors in the same order, for updating.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
+
+    /// What an adapter file holds for this tuner: the trainable tensors, unless a method keeps less, more or other.
+    fn stored(&self) -> Vec<Stored> {
+        self.parameters().into_iter().map(Stored::from).collect()
+    }
+}
+
+/// A tensor of an adapter file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its key.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    /// Its values, row by row.
+    pub value: Arc<Matrix>,
+}
+
+impl From<&Parameter> for Stored {
+    fn from(parameter: &Parameter) -> Self {
+        Self { name: parameter.name().to_owned(), shape: parameter.shape(), value: parameter.value() }
+    }
 }
 
 /// Tunes the weight and bias of one linear, embedding or norm.

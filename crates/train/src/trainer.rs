@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
+use tunesmith_methods::BuiltAdapter;
 use tunesmith_models::{Model, TextTokenizer};
-use tunesmith_tensor::{Adapter, Gradients, Parameter, Seed, Workspace};
+use tunesmith_tensor::{Gradients, Parameter, Seed, Workspace};
 
 use crate::batch::{Batch, mean_loss};
 use crate::evaluate::{Evaluation, Validation};
@@ -38,9 +39,11 @@ pub struct Run<'a> {
     /// The learning-rate factor and weight decay of each trainable tensor.
     pub group: &'a dyn Fn(&Parameter) -> ParameterGroup,
     /// Writes the adapter's files into a folder.
-    pub write_adapter: &'a dyn Fn(&Adapter, &Path) -> Result<(), TrainError>,
-    /// Reads the adapter's files from a checkpoint.
-    pub read_adapter: &'a dyn Fn(&Path) -> Result<Adapter, TrainError>,
+    pub write_adapter: &'a dyn Fn(&BuiltAdapter, &Path) -> Result<(), TrainError>,
+    /// Writes the adapter's files, and what else training it needs, into a checkpoint.
+    pub write_checkpoint: &'a dyn Fn(&BuiltAdapter, &Path) -> Result<(), TrainError>,
+    /// Reads the adapter that a checkpoint holds, to go on training it.
+    pub read_checkpoint: &'a dyn Fn(&Path) -> Result<BuiltAdapter, TrainError>,
 }
 
 /// Follows a run, and may stop it.
@@ -105,14 +108,14 @@ pub struct Report {
 }
 
 impl Run<'_> {
-    /// Trains `adapter` from the beginning, or from the latest checkpoint in the output folder. Leaves the final (or
-    /// best, with `load_best_model_at_end`) values in `adapter` and its files in the output folder.
+    /// Trains `built` from the beginning, or from the latest checkpoint in the output folder. Leaves the final (or
+    /// best, with `load_best_model_at_end`) values in it and its files in the output folder.
     ///
     /// # Errors
     /// Any [`TrainError`]; checkpoints written before remain.
     pub fn train(
         &self,
-        adapter: &mut Adapter,
+        built: &mut BuiltAdapter,
         resume: bool,
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
@@ -140,18 +143,19 @@ impl Run<'_> {
             best_global_step: None,
             config: self.config.clone(),
         };
-        let mut optimizer = AdamW::new(self.arguments.adamw(), &adapter.parameters(), self.group);
+        let mut optimizer = AdamW::new(self.arguments.adamw(), &built.adapter.parameters(), self.group);
         if resume {
             let latest = checkpoints.latest()?;
             let saved = TrainerState::load(&latest)?;
             saved.check_config(&latest, &self.config, FREE_KEYS)?;
-            *adapter = (self.read_adapter)(&latest)?;
+            *built = (self.read_checkpoint)(&latest)?;
             optimizer.load(&latest.join(OPTIMIZER_FILE))?;
             state = TrainerState { max_steps, config: self.config.clone(), ..saved };
             checkpoints.remove_after(state.global_step)?;
         } else {
             checkpoints.remove_after(0)?;
         }
+        built.begin(max_steps)?;
         let log_path = self.output_dir.join(LOG_FILE);
         let log = if resume { RunLog::resume(&log_path, state.global_step)? } else { RunLog::create(&log_path)? };
         observer.on_start(&state);
@@ -169,12 +173,12 @@ impl Run<'_> {
             report: Totals::default(),
             evaluation: None,
         };
-        let ending = session.run(adapter, observer)?;
+        let ending = session.run(built, observer)?;
         if ending == Ending::Finished {
             if let (true, Some(best)) = (self.arguments.load_best_model_at_end, session.state.best_global_step) {
-                *adapter = (self.read_adapter)(&session.checkpoints.path(best))?;
+                *built = (self.read_checkpoint)(&session.checkpoints.path(best))?;
             }
-            (self.write_adapter)(adapter, self.output_dir)?;
+            (self.write_adapter)(built, self.output_dir)?;
         }
         let Session { state, report, evaluation, .. } = session;
         Ok(Report {
@@ -226,7 +230,7 @@ struct Totals {
 }
 
 impl Session<'_> {
-    fn run(&mut self, adapter: &mut Adapter, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
+    fn run(&mut self, built: &mut BuiltAdapter, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
         let accumulation = self.run.arguments.gradient_accumulation_steps;
         while self.state.global_step < self.state.max_steps {
             let epoch = self.state.epoch;
@@ -235,12 +239,12 @@ impl Session<'_> {
             let first = self.state.step_in_epoch as usize;
             for (place, window) in windows.iter().enumerate().skip(first) {
                 let fraction = (place + 1) as f64 / windows.len() as f64;
-                let progress = self.update(adapter, window, epoch, epoch as f64 + fraction)?;
+                let progress = self.update(built, window, epoch, epoch as f64 + fraction)?;
                 self.state.step_in_epoch = place as u64 + 1;
                 if place + 1 == windows.len() {
                     (self.state.epoch, self.state.step_in_epoch) = (epoch + 1, 0);
                 }
-                if let Some(ending) = self.after_update(adapter, &progress, observer)? {
+                if let Some(ending) = self.after_update(built, &progress, observer)? {
                     return Ok(ending);
                 }
                 if self.state.global_step == self.state.max_steps {
@@ -254,7 +258,7 @@ impl Session<'_> {
     /// One update from a window of batches, its gradient normalised by all labelled tokens of the window.
     fn update(
         &mut self,
-        adapter: &mut Adapter,
+        built: &mut BuiltAdapter,
         window: &[Vec<usize>],
         epoch: u64,
         fraction: f64,
@@ -267,16 +271,20 @@ impl Session<'_> {
         let tokens = batches.iter().map(|batch| batch.ids.len() as u64).sum();
         let dropout = Some(self.seed.derive("step", step));
         self.gradients.clear();
-        let loss = mean_loss(&batches, self.run.model, adapter, self.run.workspace, dropout, &mut self.gradients);
+        built.before_step(step);
+        let (model, workspace) = (self.run.model, self.run.workspace);
+        let loss = mean_loss(&batches, model, &built.adapter, workspace, dropout, &mut self.gradients)
+            + built.regularise(workspace, &mut self.gradients);
         let max_norm = self.run.arguments.max_grad_norm;
-        let grad_norm = clip_grad_norm(&adapter.parameters(), &mut self.gradients, max_norm);
+        let grad_norm = clip_grad_norm(&built.adapter.parameters(), &mut self.gradients, max_norm);
         if !loss.is_finite() || !grad_norm.is_finite() {
             let last_checkpoint = self.checkpoints.latest().ok();
             let examples = window.concat();
             return Err(TrainError::NotFinite { step: step + 1, epoch, loss, grad_norm, examples, last_checkpoint });
         }
         let learning_rate = self.run.arguments.learning_rate * self.schedule.factor(step);
-        self.optimizer.step(&mut adapter.parameters_mut(), &self.gradients, learning_rate)?;
+        self.optimizer.step(&mut built.adapter.parameters_mut(), &self.gradients, learning_rate)?;
+        built.after_step(&self.gradients, step);
         self.state.global_step += 1;
         self.state.num_input_tokens_seen += tokens;
         let (max_steps, seconds) = (self.state.max_steps, start.elapsed().as_secs_f64());
@@ -286,7 +294,7 @@ impl Session<'_> {
     /// Logging, evaluation and saving, as they fall due.
     fn after_update(
         &mut self,
-        adapter: &Adapter,
+        built: &BuiltAdapter,
         progress: &Progress,
         observer: &mut dyn Observer,
     ) -> Result<Option<Ending>, TrainError> {
@@ -300,7 +308,7 @@ impl Session<'_> {
         observer.on_step(progress);
         let is_best = match (self.run.validation, arguments.eval_steps) {
             (Some(validation), Some(every)) if due(every) => {
-                self.evaluate(adapter, validation, progress.step, progress.epoch, observer)?
+                self.evaluate(built, validation, progress.step, progress.epoch, observer)?
             }
             _ => false,
         };
@@ -308,7 +316,7 @@ impl Session<'_> {
         if stop || is_best || due(arguments.save_steps) {
             let path = self
                 .checkpoints
-                .save(&self.state, &self.optimizer, |folder| (self.run.write_adapter)(adapter, folder))?;
+                .save(&self.state, &self.optimizer, |folder| (self.run.write_checkpoint)(built, folder))?;
             if let Some(limit) = arguments.save_total_limit {
                 self.checkpoints.prune(limit, self.state.best_global_step)?;
             }
@@ -348,7 +356,7 @@ impl Session<'_> {
     /// Evaluates, and says whether the result is the best so far.
     fn evaluate(
         &mut self,
-        adapter: &Adapter,
+        built: &BuiltAdapter,
         validation: &Validation,
         step: u64,
         epoch: f64,
@@ -357,7 +365,7 @@ impl Session<'_> {
         let start = Instant::now();
         let run = self.run;
         let limit = run.arguments.eval_batch_limit();
-        let evaluation = validation.evaluate(run.model, run.tokenizer, Some(adapter), run.workspace, limit)?;
+        let evaluation = validation.evaluate(run.model, run.tokenizer, Some(&built.adapter), run.workspace, limit)?;
         let metric = run.arguments.metric_for_best_model;
         let value = evaluation.get(metric.key).filter(|value| metric.improves(*value, self.state.best_metric));
         if value.is_some() {

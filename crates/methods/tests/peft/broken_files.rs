@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
-use tunesmith_methods::{MethodConfig, MethodError, load_adapter, save_adapter};
+use tunesmith_methods::{MethodError, load_adapter, save_adapter};
 
 use crate::model::{Model, fixture};
 
@@ -144,10 +144,9 @@ fn a_failing_save_leaves_the_earlier_adapter() {
     // A folder in the place of the file that is written first cannot be replaced.
     fs::create_dir(folder.path().join("adapter_model.safetensors.partial")).unwrap();
     Model::of_fixtures("llama").describe(|model| {
-        let loaded = load_adapter(folder.path(), model).unwrap();
-        let MethodConfig::Lora(mut config) = loaded.config;
-        config.lora_alpha = 99.0;
-        let saved = save_adapter(folder.path(), &MethodConfig::Lora(config), &loaded.adapter, model);
+        let mut loaded = load_adapter(folder.path(), model).unwrap();
+        loaded.config = loaded.config.with_common(|common| common.revision = Some("another".to_owned()));
+        let saved = save_adapter(folder.path(), &loaded);
         assert!(matches!(saved, Err(MethodError::Io { action: "write", .. })));
         assert!(load_adapter(folder.path(), model).is_ok());
     });

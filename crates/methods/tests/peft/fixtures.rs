@@ -4,7 +4,7 @@ use std::fs;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tunesmith_methods::{LoraPlus, MethodConfig, load_adapter, save_adapter};
+use tunesmith_methods::{LoraConfig, LoraPlus, MethodConfig, load_adapter, save_adapter};
 
 use crate::model::{Model, fixture, floats};
 
@@ -22,7 +22,7 @@ fn what_peft_wrote_is_written_back_byte_for_byte() {
             model.describe(|description| {
                 let loaded = load_adapter(&folder, description).unwrap();
                 assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
-                save_adapter(&out, &loaded.config, &loaded.adapter, description).unwrap();
+                save_adapter(&out, &loaded).unwrap();
             });
             for file in ["adapter_config.json", "adapter_model.safetensors"] {
                 let (read, written) = (fs::read(folder.join(file)).unwrap(), fs::read(out.join(file)).unwrap());
@@ -54,10 +54,10 @@ fn loaded_tensors_have_the_values_of_the_file() {
 fn the_configuration_says_what_the_reference_was_made_with() {
     let text = fs::read_to_string(fixture("llama").join("lora-rslora/adapter_config.json")).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();
-    let (MethodConfig::Lora(config), warnings) = MethodConfig::from_adapter_config(&value, "fixture").unwrap();
+    let (config, warnings) = MethodConfig::from_adapter_config(&value, "fixture").unwrap();
     assert!(warnings.is_empty());
-    assert_eq!(config.scaling("model.layers.0.self_attn.q_proj").unwrap(), 4.0);
-    assert_eq!(config.common.base_model_name_or_path.as_deref(), Some("llama/model"));
+    assert_eq!(config.get::<LoraConfig>().unwrap().scaling("model.layers.0.self_attn.q_proj").unwrap(), 4.0);
+    assert_eq!(config.common().base_model_name_or_path.as_deref(), Some("llama/model"));
 }
 
 #[test]
@@ -75,9 +75,9 @@ fn lora_plus_gives_b_a_rate_of_its_own() {
             let name = parameter.name();
             let vector = name.ends_with(".bias") || name.ends_with("norm.weight");
             let expected = if name.contains("lora_B") || vector { 4.0 } else { 1.0 };
-            assert_eq!(plus.learning_rate_scale(parameter, description), expected, "{name}");
+            assert_eq!(plus.learning_rate_scale(parameter), expected, "{name}");
             let decaying = LoraPlus { loraplus_weight_decay: 0.1, ..plus };
-            assert_eq!(decaying.weight_decay(parameter, description), if vector { 0.0 } else { 0.1 }, "{name}");
+            assert_eq!(decaying.weight_decay(parameter), if vector { 0.0 } else { 0.1 }, "{name}");
             fast += usize::from(expected == 4.0);
         }
         // B of q and v, the biases of q, k and v in two layers, five norms.

@@ -18,14 +18,8 @@ fn merged_weights_are_base_and_scaled_product() {
                 let site = &model.sites[weight.site.0];
                 let tensor = |suffix: &str| {
                     let name = format!("base_model.model.{}.{suffix}", site.path);
-                    loaded
-                        .adapter
-                        .parameters()
-                        .into_iter()
-                        .find(|tensor| tensor.name() == name)
-                        .unwrap()
-                        .value()
-                        .clone()
+                    let parameters = loaded.adapter.parameters();
+                    parameters.into_iter().find(|tensor| tensor.name() == name).unwrap().value()
                 };
                 let (a, b, base) = (tensor("lora_A.weight"), tensor("lora_B.weight"), model.weight(&site.path));
                 for (out, row) in (0..site.rows).map(|out| (out, weight.weight.row(out))) {

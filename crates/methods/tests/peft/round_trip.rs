@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use tunesmith_methods::{MethodConfig, ModelDescription, build, load_adapter, save_adapter};
+use tunesmith_methods::{LoraConfig, MethodConfig, ModelDescription, build, load_adapter, save_adapter};
 use tunesmith_tensor::{Adapter, Seed};
 
 use crate::model::{Model, fixture, floats};
@@ -24,7 +24,7 @@ fn save_random(
         let mut stream = Seed(seed).stream(parameter.name(), 1);
         parameter.value_mut().data_mut().iter_mut().for_each(|value| *value = stream.normal());
     }
-    save_adapter(folder, &built.config, &built.adapter, model).unwrap();
+    save_adapter(folder, &built).unwrap();
     (built.config, built.adapter)
 }
 
@@ -68,7 +68,7 @@ proptest! {
             let loaded = load_adapter(folder.path(), description).unwrap();
             prop_assert_eq!(values(&loaded.adapter), values(&saved));
             prop_assert_eq!(loaded.config.to_adapter_config(), saved_config.to_adapter_config());
-            let (MethodConfig::Lora(before), MethodConfig::Lora(after)) = (&saved_config, &loaded.config);
+            let [before, after] = [&saved_config, &loaded.config].map(|config| config.get::<LoraConfig>().unwrap());
             let tuned = model.sites.iter().filter(|site| {
                 saved.parameters().iter().any(|tensor| tensor.name().ends_with(&format!("{}.lora_A.weight", site.path)))
             });
@@ -201,6 +201,6 @@ fn biases_that_old_releases_of_peft_forgot_are_the_bases() {
             loaded.adapter.parameters().into_iter().find(|tensor| tensor.name().ends_with("q_proj.base_layer.bias"));
         let base =
             (description.base)(tunesmith_tensor::SiteId(model.index("model.layers.0.self_attn.q_proj"))).unwrap();
-        assert_eq!(trained.unwrap().value(), &base.bias.unwrap().to_matrix());
+        assert_eq!(*trained.unwrap().value(), base.bias.unwrap().to_matrix());
     });
 }

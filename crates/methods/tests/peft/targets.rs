@@ -27,7 +27,7 @@ fn make(case: &Value, model: &Model) -> Result<Made, MethodError> {
     let config = MethodConfig::from_run_file(&config)?;
     model.describe(|description| {
         let built = build(&config, description, Seed(0))?;
-        let MethodConfig::Lora(config) = &built.config;
+        let config = built.config.get::<LoraConfig>().unwrap();
         let parameters = built.adapter.parameters();
         let tensors = parameters.iter().map(|tensor| (tensor.name().to_owned(), tensor.value().shape())).collect();
         let tuned = built.adapter.weight_sites().filter(|site| {
@@ -175,7 +175,7 @@ fn overlapping_patterns_keep_their_meaning_when_saved() {
         assert!(built.warnings.iter().any(|warning| warning.contains("'v_proj' in alpha_pattern")));
         let saved: Value = serde_json::from_str(&built.config.to_adapter_config()).unwrap();
         let (read, _) = MethodConfig::from_adapter_config(&saved, "file").unwrap();
-        let (MethodConfig::Lora(asked), MethodConfig::Lora(read)) = (&asked, &read);
+        let [asked, read] = [&asked, &read].map(|config| config.get::<LoraConfig>().unwrap());
         for site in model.sites.iter().filter(|site| site.kind == SiteKind::Linear && site.path.contains("self_attn")) {
             if site.path.contains("q_proj") || site.path.contains("k_proj") {
                 assert_eq!(asked.rank(&site.path).unwrap(), read.rank(&site.path).unwrap(), "{}", site.path);

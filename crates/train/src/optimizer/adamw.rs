@@ -128,7 +128,8 @@ impl AdamW {
         parameters.par_iter_mut().zip(&mut self.slots).for_each(|(parameter, slot)| {
             let Some(gradient) = gradients.get(parameter.id()) else { return };
             let coefficients = Coefficients::new(&options, slot.group, learning_rate, updates);
-            let values = parameter.value_mut().data_mut().par_chunks_mut(CHUNK);
+            let mut value = parameter.value_mut();
+            let values = value.data_mut().par_chunks_mut(CHUNK);
             let means = slot.m.data_mut().par_chunks_mut(CHUNK).zip(slot.v.data_mut().par_chunks_mut(CHUNK));
             let chunks = values.zip(means).zip(gradient.data().par_chunks(CHUNK));
             chunks.for_each(|((values, (m, v)), gradient)| coefficients.update(values, m, v, gradient));

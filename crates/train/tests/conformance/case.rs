@@ -44,29 +44,30 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
     let inputs = Examples::of(&io);
     let mut errors = Errors::default();
 
-    let BuiltAdapter { mut adapter, config, .. } = load(folder, &*model);
-    let found = logits(&*model, Some(&adapter), &inputs);
+    let mut built = load(folder, &*model);
+    let adapter = &built.adapter;
+    let found = logits(&*model, Some(adapter), &inputs);
     errors.compare("logits", "", &found, &real_rows(&*model, &expect["logits"], &inputs));
     errors.require(found != logits(&*model, None, &inputs), "the adapter changes nothing");
 
-    let (loss, gradients) = loss_and_gradients(&*model, &adapter, &inputs);
+    let (loss, gradients) = loss_and_gradients(&*model, adapter, &inputs);
     errors.compare("loss", "", &[loss], &expect["loss"].values);
-    compare_parameters(&mut errors, "grad", &adapter, &expect, |parameter| {
+    compare_parameters(&mut errors, "grad", adapter, &expect, |parameter| {
         gradients.get(parameter.id()).expect("every trainable tensor has a gradient").to_vec()
     });
 
     let saved = tempfile::tempdir().expect("a temporary folder");
-    with_description(&*model, |model| save_adapter(saved.path(), &config, &adapter, model)).expect("the adapter saves");
+    save_adapter(saved.path(), &built).expect("the adapter saves");
     let (ours, theirs) = ("adapter_model.safetensors", folder.join("adapter_model.safetensors"));
     let mut theirs = tensors(&theirs);
     // With `bias: all` PEFT saves the biases of `modules_to_save` under two more names.
     theirs.retain(|name, _| !name.contains(".original_module.") && !name.contains(".modules_to_save."));
     errors.require(tensors(&saved.path().join(ours)) == theirs, "written back, the file's tensors differ");
     let again = load(saved.path(), &*model).adapter;
-    errors.require(parameter_bits(&again) == parameter_bits(&adapter), "saved and loaded, the values differ");
+    errors.require(parameter_bits(&again) == parameter_bits(adapter), "saved and loaded, the values differ");
 
     let merged_folder = tempfile::tempdir().expect("a temporary folder");
-    let merged_model = merge(&*model, &adapter, &merged_folder.path().join("merged"));
+    let merged_model = merge(&*model, adapter, &merged_folder.path().join("merged"));
     errors.compare(
         "merged",
         "",
@@ -74,9 +75,9 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
         &real_rows(&*model, &expect["merged_logits"], &inputs),
     );
 
-    let losses = five_steps(&*model, &mut adapter, &inputs, folder.ends_with("lora-plus"));
+    let losses = five_steps(&*model, &mut built.adapter, &inputs, folder.ends_with("lora-plus"));
     errors.compare("steps", "losses", &losses, &expect["losses"].values);
-    compare_parameters(&mut errors, "steps", &adapter, &expect, |parameter| parameter.value().to_vec());
+    compare_parameters(&mut errors, "steps", &built.adapter, &expect, |parameter| parameter.value().to_vec());
     errors.require(all_bits(&*model) == before, "the base changed");
     errors.outcome()
 }
@@ -128,11 +129,9 @@ fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_
     let options = AdamWOptions { weight_decay: if lora_plus { 0.0 } else { 0.01 }, ..AdamWOptions::default() };
     let ratio = if lora_plus { 4.0 } else { 1.0 };
     let groups = LoraPlus { loraplus_lr_ratio: ratio, loraplus_weight_decay: 0.0 };
-    let mut optimizer = with_description(model, |model| {
-        AdamW::new(options, &adapter.parameters(), |parameter| ParameterGroup {
-            learning_rate_scale: groups.learning_rate_scale(parameter, model),
-            ..ParameterGroup::default()
-        })
+    let mut optimizer = AdamW::new(options, &adapter.parameters(), |parameter| ParameterGroup {
+        learning_rate_scale: groups.learning_rate_scale(parameter),
+        ..ParameterGroup::default()
     });
     let step = |_| {
         let (loss, gradients) = loss_and_gradients(model, adapter, inputs);

@@ -1,0 +1,198 @@
+//! What a method is to the rest of the crate, and the one list of methods.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Adapter, Gradients, Seed, Stored, Workspace};
+
+use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
+use crate::error::ConfigProblem;
+use crate::{LoraConfig, MethodError, ModelDescription};
+
+/// The list of methods: a new one is a row here and a file with what implements [`Method`].
+pub(crate) const METHODS: &[Row] = &[Row::of::<LoraConfig>()];
+
+/// A method, as its configuration: with PEFT's keys where PEFT has the method.
+pub(crate) trait Method:
+    Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// PEFT's name of the method, or ours where PEFT has none.
+    const PEFT_TYPE: &'static str;
+
+    /// PEFT's keys that are read and written back but have no effect.
+    fn uninterpreted() -> &'static [Uninterpreted] {
+        &[]
+    }
+
+    /// What every method's configuration has.
+    fn common(&self) -> &CommonConfig;
+
+    /// What every method's configuration has.
+    fn common_mut(&mut self) -> &mut CommonConfig;
+
+    /// Everything that is wrong with the fields, apart from any model.
+    fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem>;
+
+    /// Makes the tuners that the configuration asks for.
+    ///
+    /// # Errors
+    /// Whatever the model at hand cannot do, with what it can.
+    fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError>;
+
+    /// Whether the file's tensor `name` has the shape `found` only because of another rank than `expected`.
+    fn differs_in_rank_only(&self, _name: &str, _found: &[usize], _expected: &[usize]) -> bool {
+        false
+    }
+
+    /// Whether there are releases of PEFT that forgot to save the tensor `name`, so that the base's is meant.
+    fn may_be_forgotten(&self, _name: &str) -> bool {
+        false
+    }
+}
+
+/// What a method is built for.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a, 'm> {
+    pub(crate) model: &'a ModelDescription<'m>,
+    /// Where random starts come from.
+    pub(crate) seed: Seed,
+    pub(crate) purpose: Purpose,
+    /// The tensors of the adapter file, where one is loaded. All trainable tensors are filled from it afterwards; a method
+    /// looks here only for what is not trainable.
+    pub(crate) file: Option<&'a SafeTensors<'a>>,
+}
+
+/// What a method makes.
+pub(crate) struct Built<M> {
+    /// The configuration with everything resolved that depends on the model, such as the default targets.
+    pub(crate) config: M,
+    pub(crate) adapter: Adapter,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+    /// What is to be done around updates, where there is something.
+    pub(crate) routine: Option<Box<dyn Routine>>,
+}
+
+/// What a method does around the updates of a training run. Holds clones of the trainable tensors that it is about.
+///
+/// Whatever it does is a function of the seed it was built with, the step, the tensors and its [`state`](Routine::state),
+/// so that a resumed run goes on bit for bit.
+pub trait Routine: Send + Sync {
+    /// The run begins, or goes on; it has `max_steps` updates in all.
+    ///
+    /// # Errors
+    /// A configuration that does not fit so many updates.
+    fn begin(&mut self, _max_steps: u64) -> Result<(), MethodError> {
+        Ok(())
+    }
+
+    /// Before the forward passes of update number `step`, counted from 0.
+    fn before_step(&mut self, _step: u64) {}
+
+    /// Terms of the loss beside the model's: adds their gradients and returns their sum.
+    fn regularise(&self, _workspace: &Workspace, _gradients: &mut Gradients) -> f64 {
+        0.0
+    }
+
+    /// After update number `step`, made with `gradients`.
+    fn after_step(&mut self, _gradients: &Gradients, _step: u64) {}
+
+    /// Keys of `adapter_config.json` that training has set.
+    fn file_keys(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// What a checkpoint must hold beside the trainable tensors.
+    fn state(&self) -> Vec<Stored> {
+        Vec::new()
+    }
+
+    /// Takes over what [`Routine::state`] gave; the names and shapes are the same.
+    fn restore(&mut self, _state: Vec<Stored>) {}
+}
+
+/// A [`Method`] behind a pointer.
+pub(crate) trait AnyMethod: Debug + Send + Sync {
+    fn peft_type(&self) -> &'static str;
+    fn as_any(&self) -> &dyn Any;
+    fn common(&self) -> &CommonConfig;
+    fn with_common(&self, change: &dyn Fn(&mut CommonConfig)) -> Arc<dyn AnyMethod>;
+    fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem>;
+    fn to_map(&self) -> Map<String, Value>;
+    fn build(&self, place: &Place<'_, '_>) -> Result<crate::BuiltAdapter, MethodError>;
+    fn differs_in_rank_only(&self, name: &str, found: &[usize], expected: &[usize]) -> bool;
+    fn may_be_forgotten(&self, name: &str) -> bool;
+}
+
+impl<M: Method> AnyMethod for M {
+    fn peft_type(&self) -> &'static str {
+        M::PEFT_TYPE
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn common(&self) -> &CommonConfig {
+        Method::common(self)
+    }
+
+    fn with_common(&self, change: &dyn Fn(&mut CommonConfig)) -> Arc<dyn AnyMethod> {
+        let mut method = self.clone();
+        change(method.common_mut());
+        Arc::new(method)
+    }
+
+    fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem> {
+        Method::problems(self, purpose)
+    }
+
+    fn to_map(&self) -> Map<String, Value> {
+        as_map(self)
+    }
+
+    fn build(&self, place: &Place<'_, '_>) -> Result<crate::BuiltAdapter, MethodError> {
+        let Built { config, adapter, warnings, routine } = Method::build(self, place)?;
+        let config = crate::MethodConfig::new(config);
+        Ok(crate::BuiltAdapter { config, adapter, warnings, routines: vec![routine] })
+    }
+
+    fn differs_in_rank_only(&self, name: &str, found: &[usize], expected: &[usize]) -> bool {
+        Method::differs_in_rank_only(self, name, found, expected)
+    }
+
+    fn may_be_forgotten(&self, name: &str) -> bool {
+        Method::may_be_forgotten(self, name)
+    }
+}
+
+/// How configurations of a method are read.
+pub(crate) struct Row {
+    pub(crate) peft_type: &'static str,
+    pub(crate) keys: fn() -> Vec<String>,
+    pub(crate) read: Read,
+}
+
+/// Reads known keys into a configuration, and adds what is wrong with them to the problems.
+type Read = fn(&Map<String, Value>, Purpose, &mut Vec<ConfigProblem>) -> Option<Arc<dyn AnyMethod>>;
+
+impl Row {
+    const fn of<M: Method>() -> Self {
+        Self { peft_type: M::PEFT_TYPE, keys: || keys_of(&M::default()), read: read::<M> }
+    }
+}
+
+fn read<M: Method>(
+    values: &Map<String, Value>,
+    purpose: Purpose,
+    problems: &mut Vec<ConfigProblem>,
+) -> Option<Arc<dyn AnyMethod>> {
+    let method: M = read_fields(values, M::uninterpreted(), purpose, problems)?;
+    problems.extend(Method::problems(&method, purpose));
+    Some(Arc::new(method))
+}
