@@ -11,6 +11,7 @@ mod matrix;
 mod ops;
 mod parameter;
 mod projection;
+mod quantized;
 mod random;
 mod segments;
 mod site;
@@ -29,6 +30,10 @@ pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::rotary::Rotary;
 pub use parameter::{Gradients, Parameter, ParameterId, ValueMut};
 pub use projection::Projection;
+pub use quantized::{
+    Absmax, BLOCK_SIZE, Bytes, FourBitError, FourBitOptions, FourBitType, FourBitWeight, MappedFile, NESTED_BLOCK_SIZE,
+    NestedAbsmax, dynamic_map,
+};
 pub use random::{Seed, Stream};
 pub use segments::Segments;
 pub use site::{Role, Site, SiteId, SiteKind};

@@ -55,6 +55,7 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
         let data = view.data();
         let values = match view.dtype() {
             Dtype::F32 => data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+            Dtype::U8 => data.iter().map(|byte| f32::from(*byte)).collect(),
             Dtype::I64 => data.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as f32).collect(),
             other => panic!("{}: {name} is {other:?}", path.display()),
         };

@@ -7,6 +7,7 @@
 mod case;
 mod compare;
 mod fixture;
+mod nf4;
 mod real;
 mod skips;
 mod task;
@@ -40,6 +41,10 @@ fn conformance() {
         }
         if arch == "real" {
             report("real/smollm2", real::smollm2(&architecture));
+            continue;
+        }
+        if arch == "nf4" {
+            report("nf4/all", nf4::codec(&architecture));
             continue;
         }
         if let Some(reason) = skips::reason(&arch, None) {

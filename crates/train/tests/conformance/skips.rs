@@ -13,7 +13,7 @@ pub(crate) fn reason(arch: &str, method: Option<&str>) -> Option<&'static str> {
             _ => None,
         },
         ("gpt2" | "t5" | "flan-t5" | "bart", _) => Some("the architecture is not built yet"),
-        ("nf4" | "qlora", _) => Some("4-bit bases are not built yet"),
+        ("qlora", _) => Some("4-bit bases are not built yet"),
         _ => None,
     }
 }
