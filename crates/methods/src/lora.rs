@@ -8,8 +8,8 @@
 //! `B` starts at zero, so training starts from the base. Embeddings and convolutions are not tuned, linear layers only.
 
 use tunesmith_tensor::{
-    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Seed, Site, SiteId, Stream, Tape, Term, Trainable, Tuned,
-    WeightTuner,
+    Adapter, Affine, Base, FrozenWeight, LowRankUpdate, Matrix, Parameter, Seed, Site, SiteId, Stream, Tape, Term,
+    Trainable, Tuned, WeightTuner,
 };
 
 use crate::bias::{self, Biases};
@@ -87,6 +87,11 @@ impl WeightTuner for LoraTuner {
         let input = tape.matmul_nt(&x, &a);
         let bias = self.bias.as_ref().map(|bias| tape.parameter(bias));
         Affine { base: true, terms: vec![Term { input, weight: b, scale: self.scale }], bias }
+    }
+
+    fn low_rank(&self, tape: &mut Tape) -> Option<LowRankUpdate> {
+        let plain = self.bias.is_none() && (self.dropout == 0.0 || !tape.is_training());
+        plain.then(|| LowRankUpdate { a: tape.parameter(&self.a), b: tape.parameter(&self.b), scale: self.scale })
     }
 }
 

@@ -114,6 +114,11 @@ impl<'a> Forward<'a> {
 
     /// A linear site for a choice of rows: `segments` says which rows of `x` belong to which sequence.
     pub fn linear_rows(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Var {
+        if let [(_, Some(tuner))] = self.weight_tuners(site, segments)[..]
+            && let Some(update) = tuner.low_rank(self.tape)
+        {
+            return self.tape.linear_low_rank(x, base, &update);
+        }
         let projections = self.projections(site, base, x, segments);
         let parts: Vec<Var> = projections.into_iter().map(|projection| self.tape.project(projection)).collect();
         self.tape.concat_rows(&parts)

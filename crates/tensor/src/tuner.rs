@@ -44,6 +44,17 @@ pub struct Affine {
     pub bias: Option<Var>,
 }
 
+/// The update of a low-rank method: `scale·(x·aᵀ)·bᵀ`.
+#[derive(Clone, Debug)]
+pub struct LowRankUpdate {
+    /// `[r, in]`.
+    pub a: Var,
+    /// `[out, r]`.
+    pub b: Var,
+    /// A constant factor.
+    pub scale: f32,
+}
+
 /// Holds trainable tensors.
 pub trait Trainable: Send + Sync {
     /// The trainable tensors, in the order of the adapter file's keys for this site.
@@ -86,6 +97,12 @@ pub trait WeightTuner: Trainable {
     fn affine(&self, tape: &mut Tape, base: Base<'_>, x: &Var) -> Affine {
         let Tuned { weight, bias } = self.tuned(tape, base);
         Affine { base: false, terms: vec![Term { input: x.clone(), weight, scale: 1.0 }], bias }
+    }
+
+    /// The update, where the tuned linear is the frozen one and a low-rank update of the same input: what `affine` then
+    /// means too, but computed in one operation. `None`, the default, uses `affine`.
+    fn low_rank(&self, _tape: &mut Tape) -> Option<LowRankUpdate> {
+        None
     }
 }
 

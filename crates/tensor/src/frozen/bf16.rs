@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, PackedRows, Panel, Tile, corner, from_bf16, index, pack, transpose,
+    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, transpose,
 };
-use crate::kernels::{Parallelism, View, ViewMut};
+use crate::kernels::{View, ViewMut};
 use crate::{Matrix, Precision, Workspace};
 
 /// A weight `[out, in]`: strips of 16 output features, an even number of them, each as tiles along the input features.
@@ -76,8 +76,8 @@ impl Storage for Bf16 {
         match workspace.kernels().precision() {
             Precision::Float32 => forward_in_float32(self, workspace, y, beta, alpha, x),
             Precision::Bf16 => {
-                let x = PackedRows::pack(workspace, x, alpha);
-                workspace.kernels().packed(y, beta, &x, &Forward(self), Parallelism::Pool);
+                let product = Product { a: x, scale: alpha, b: &Forward(self), low_rank: None };
+                workspace.kernels().in_bf16(y, beta, product);
             }
         }
     }
@@ -86,10 +86,18 @@ impl Storage for Bf16 {
         match workspace.kernels().precision() {
             Precision::Float32 => input_gradient_in_float32(self, workspace, dx, beta, alpha, dy),
             Precision::Bf16 => {
-                let dy = PackedRows::pack(workspace, dy, alpha);
-                workspace.kernels().packed(dx, beta, &dy, &InputGradient(self), Parallelism::Pool);
+                let product = Product { a: dy, scale: alpha, b: &InputGradient(self), low_rank: None };
+                workspace.kernels().in_bf16(dx, beta, product);
             }
         }
+    }
+
+    fn forward_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        Some(Box::new(Forward(self)))
+    }
+
+    fn gradient_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        Some(Box::new(InputGradient(self)))
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {
@@ -132,16 +140,14 @@ impl Columns for InputGradient<'_> {
     }
 
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a> {
-        let mut turned = [Tile::ZERO; 2];
+        let mut past_the_end = Tile::ZERO;
         for pair in strips.clone().step_by(2) {
             let place = (pair - strips.start) * depth.len();
             for (at, outputs) in depth.clone().enumerate() {
                 let (first, second) = (self.0.tile(2 * outputs, pair / 2), self.0.tile(2 * outputs + 1, pair / 2));
-                transpose(first, second, &mut turned);
-                scratch[place + at] = turned[0];
-                if pair + 1 < strips.end {
-                    scratch[place + depth.len() + at] = turned[1];
-                }
+                let (low, high) = scratch[place..].split_at_mut(depth.len());
+                let high = if pair + 1 < strips.end { &mut high[at] } else { &mut past_the_end };
+                transpose(first, second, [&mut low[at], high]);
             }
         }
         Panel { tiles: scratch, stride: depth.len() }

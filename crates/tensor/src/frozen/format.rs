@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Storage;
-use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, PackedRows, Panel, Tile, corner, pack};
+use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack};
 use crate::kernels::{Parallelism, View, ViewMut};
 use crate::{Matrix, Precision, Workspace};
 
@@ -36,8 +36,8 @@ impl<F: WeightFormat> Storage for Unpacked<F> {
         match workspace.kernels().precision() {
             Precision::Float32 => forward_in_float32(&self.0, workspace, y, beta, alpha, x),
             Precision::Bf16 => {
-                let x = PackedRows::pack(workspace, x, alpha);
-                workspace.kernels().packed(y, beta, &x, &Forward(&self.0), Parallelism::Pool);
+                let product = Product { a: x, scale: alpha, b: &Forward(&self.0), low_rank: None };
+                workspace.kernels().in_bf16(y, beta, product);
             }
         }
     }
@@ -46,10 +46,18 @@ impl<F: WeightFormat> Storage for Unpacked<F> {
         match workspace.kernels().precision() {
             Precision::Float32 => input_gradient_in_float32(&self.0, workspace, dx, beta, alpha, dy),
             Precision::Bf16 => {
-                let dy = PackedRows::pack(workspace, dy, alpha);
-                workspace.kernels().packed(dx, beta, &dy, &InputGradient(&self.0), Parallelism::Pool);
+                let product = Product { a: dy, scale: alpha, b: &InputGradient(&self.0), low_rank: None };
+                workspace.kernels().in_bf16(dx, beta, product);
             }
         }
+    }
+
+    fn forward_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        Some(Box::new(Forward(&self.0)))
+    }
+
+    fn gradient_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        Some(Box::new(InputGradient(&self.0)))
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {

@@ -13,6 +13,7 @@ pub use format::WeightFormat;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product};
 use crate::kernels::{View, ViewMut};
 use crate::workspace::Workspace;
 use crate::{Matrix, Precision};
@@ -32,6 +33,14 @@ trait Storage: Send + Sync {
     fn forward(&self, workspace: &Workspace, y: ViewMut<'_>, beta: f32, alpha: f32, x: View<'_>);
     /// `dx[tokens, in] ← beta·dx + alpha·dy[tokens, out]·W`.
     fn input_gradient(&self, workspace: &Workspace, dx: ViewMut<'_>, beta: f32, alpha: f32, dy: View<'_>);
+    /// The right factor `Wᵀ` `[in, out]` of the forward product in bf16, where the storage has products in bf16.
+    fn forward_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        None
+    }
+    /// The right factor `W` `[out, in]` of the input's gradient in bf16, where the storage has products in bf16.
+    fn gradient_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        None
+    }
     /// Writes row `row` of the weight to `out` as float32.
     fn read_row(&self, row: usize, out: &mut [f32]);
     /// Bytes in memory.
@@ -107,6 +116,26 @@ impl FrozenWeight {
         Arc::ptr_eq(&self.storage, &other.storage)
     }
 
+    /// `x·Wᵀ` `[tokens, out]` for `x` `[tokens, in]`, outside any tape.
+    ///
+    /// # Panics
+    /// If the widths disagree.
+    pub fn product(&self, workspace: &Workspace, x: &Matrix) -> Matrix {
+        let mut y = Matrix::uninitialised(workspace, x.rows(), self.rows());
+        self.forward(workspace, ViewMut::of(&mut y), 0.0, 1.0, View::of(x));
+        y
+    }
+
+    /// `dy·W` `[tokens, in]` for `dy` `[tokens, out]`: what a gradient of the product is to its input.
+    ///
+    /// # Panics
+    /// If the widths disagree.
+    pub fn product_gradient(&self, workspace: &Workspace, dy: &Matrix) -> Matrix {
+        let mut dx = Matrix::uninitialised(workspace, dy.rows(), self.cols());
+        self.input_gradient(workspace, ViewMut::of(&mut dx), 0.0, 1.0, View::of(dy));
+        dx
+    }
+
     pub(crate) fn forward(&self, workspace: &Workspace, y: ViewMut<'_>, beta: f32, alpha: f32, x: View<'_>) {
         self.storage.forward(workspace, y, beta, alpha, x);
     }
@@ -114,6 +143,68 @@ impl FrozenWeight {
     pub(crate) fn input_gradient(&self, workspace: &Workspace, dx: ViewMut<'_>, beta: f32, alpha: f32, dy: View<'_>) {
         self.storage.input_gradient(workspace, dx, beta, alpha, dy);
     }
+}
+
+/// A product of two thin trainable factors beside a frozen one: `scale·(x·inner)·outer`.
+pub(crate) struct ThinFactors<'a> {
+    /// `[depth, r]`, `depth` being the width of `x`.
+    pub(crate) inner: View<'a>,
+    /// `[r, columns]`.
+    pub(crate) outer: View<'a>,
+    pub(crate) scale: f32,
+    /// Gets `x·inner` `[tokens, r]`.
+    pub(crate) middle: &'a mut Matrix,
+}
+
+impl FrozenWeight {
+    /// `y[tokens, out] ← x[tokens, in]·Wᵀ + thin`, in one pass over `x` and `y` where products are bf16.
+    pub(crate) fn forward_with(&self, workspace: &Workspace, mut y: ViewMut<'_>, x: View<'_>, thin: ThinFactors<'_>) {
+        match self.storage.forward_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
+            Some(columns) => in_one_pass(workspace, y, 0.0, x, &*columns, thin),
+            None => {
+                self.forward(workspace, y.reborrow(), 0.0, 1.0, x);
+                add_thin(workspace, y, x, thin);
+            }
+        }
+    }
+
+    /// `dx[tokens, in] ← beta·dx + dy[tokens, out]·W + thin`, in one pass over `dy` and `dx` where products are bf16.
+    pub(crate) fn input_gradient_with(
+        &self,
+        workspace: &Workspace,
+        mut dx: ViewMut<'_>,
+        beta: f32,
+        dy: View<'_>,
+        thin: ThinFactors<'_>,
+    ) {
+        match self.storage.gradient_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
+            Some(columns) => in_one_pass(workspace, dx, beta, dy, &*columns, thin),
+            None => {
+                self.input_gradient(workspace, dx.reborrow(), beta, 1.0, dy);
+                add_thin(workspace, dx, dy, thin);
+            }
+        }
+    }
+}
+
+fn in_one_pass(
+    workspace: &Workspace,
+    c: ViewMut<'_>,
+    beta: f32,
+    a: View<'_>,
+    columns: &dyn Columns,
+    thin: ThinFactors<'_>,
+) {
+    let ThinFactors { inner, outer, scale, middle } = thin;
+    let (inner, outer) = (PackedColumns::pack(workspace, inner), PackedColumns::pack(workspace, outer));
+    let low_rank = Some(LowRank { inner, outer, scale, middle: ViewMut::of(middle) });
+    workspace.kernels().in_bf16(c, beta, Product { a, scale: 1.0, b: columns, low_rank });
+}
+
+fn add_thin(workspace: &Workspace, c: ViewMut<'_>, a: View<'_>, thin: ThinFactors<'_>) {
+    let ThinFactors { inner, outer, scale, middle } = thin;
+    workspace.kernels().product(workspace, ViewMut::of(middle), 0.0, 1.0, a, inner);
+    workspace.kernels().product(workspace, c, 1.0, scale, View::of(middle), outer);
 }
 
 impl fmt::Debug for FrozenWeight {

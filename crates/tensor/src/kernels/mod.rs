@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::Workspace;
-use bf16::{Columns, PackedColumns, PackedRows, Unit};
+use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 
 pub(crate) use erf::erf;
 pub(crate) use exp::exp;
@@ -100,7 +100,7 @@ impl Kernels {
         }
     }
 
-    /// `C ← beta·C + alpha·A·B` in the precision in use; in bf16 `alpha·A` and `B` are rounded.
+    /// `C ← beta·C + alpha·A·B` in the precision in use; in bf16 one factor times `alpha`, and the other, are rounded.
     pub(crate) fn product(
         &self,
         workspace: &Workspace,
@@ -112,16 +112,25 @@ impl Kernels {
     ) {
         match self.precision {
             Precision::Float32 => self.gemm(c, beta, alpha, a, b, Parallelism::Pool),
+            // A left factor that lies transposed: a sum over the tokens, the gradient of a weight.
+            Precision::Bf16 if a.col_stride > 1 && c.rows.min(c.cols) <= bf16::THIN => {
+                bf16::thin_gradient(self.unit, workspace, c, beta, alpha, a, b);
+            }
             Precision::Bf16 => {
-                let (a, b) = (PackedRows::pack(workspace, a, alpha), PackedColumns::pack(workspace, b));
-                self.packed(c, beta, &a, &b, Parallelism::Pool);
+                let product =
+                    |b: &dyn Columns, c| self.in_bf16(c, beta, Product { a, scale: alpha, b, low_rank: None });
+                if b.cols <= bf16::THIN {
+                    product(&PackedColumns::pack(workspace, b), c)
+                } else {
+                    product(&ViewColumns(b), c)
+                }
             }
         }
     }
 
-    /// `C ← beta·C + A·B` of packed bf16 factors.
-    pub(crate) fn packed(&self, c: ViewMut<'_>, beta: f32, a: &PackedRows, b: &dyn Columns, par: Parallelism) {
-        self.unit.product(c, beta, a, b, par);
+    /// `C ← beta·C + product` in bf16.
+    pub(crate) fn in_bf16(&self, c: ViewMut<'_>, beta: f32, product: Product<'_>) {
+        self.unit.product(c, beta, product, Parallelism::Pool);
     }
 }
 
@@ -160,6 +169,11 @@ impl<'a> View<'a> {
         Self { data: &self.data[start..], cols: columns.len(), ..self }
     }
 
+    /// Some of its rows.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        self.transposed().columns(rows).transposed()
+    }
+
     /// The same values with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
@@ -185,6 +199,16 @@ impl<'a> ViewMut<'a> {
     pub(crate) fn of(matrix: &'a mut crate::Matrix) -> Self {
         let (rows, cols) = matrix.shape();
         Self::rows_of(matrix.data_mut(), rows, cols, cols)
+    }
+
+    /// One row.
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.row_stride..row * self.row_stride + self.cols]
+    }
+
+    /// The same view for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: &mut *self.data, ..*self }
     }
 
     /// Some of its columns.

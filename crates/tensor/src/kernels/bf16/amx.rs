@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-use super::product::Block;
+use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
 
 /// Whether the processor and the operating system offer AMX with bf16. Asks the system for it the first time.
@@ -93,13 +93,10 @@ impl Block for TileUnit {
     #[allow(unsafe_code)]
     unsafe fn block<const ROWS: usize, const COLS: usize>(
         &self,
-        a: [*const Tile; ROWS],
-        b: [*const Tile; COLS],
-        depth: usize,
+        strips: &[Strips<ROWS, COLS>],
         c: *mut f32,
         stride: usize,
         accumulate: bool,
-        ahead: *const u8,
     ) {
         let stride = stride * size_of::<f32>();
         let below = c.wrapping_byte_add(LANES * stride);
@@ -127,7 +124,7 @@ impl Block for TileUnit {
                 (_, _, false) => asm!("tilezero tmm0"),
                 (_, _, true) => asm!("tileloadd tmm0, [{c0} + {s}*1]", c0 = in(reg) c, s = in(reg) stride),
             }
-            if depth > 0 {
+            for Strips { a, b, depth } in strips.iter().copied().filter(|strips| strips.depth > 0) {
                 match (ROWS, COLS) {
                     (2, 2) => asm!(
                         "2:",
@@ -139,9 +136,6 @@ impl Block for TileUnit {
                         "tileloadd tmm5, [{a1} + {s}*1]",
                         "tdpbf16ps tmm2, tmm5, tmm6",
                         "tdpbf16ps tmm3, tmm5, tmm7",
-                        "prefetcht1 [{ahead}]",
-                        "prefetcht1 [{ahead} + 64]",
-                        "add {ahead}, 128",
                         "add {a0}, {t}",
                         "add {a1}, {t}",
                         "add {b0}, {t}",
@@ -153,7 +147,6 @@ impl Block for TileUnit {
                         b0 = inout(reg) b[0] => _,
                         b1 = inout(reg) b[COLS - 1] => _,
                         n = inout(reg) depth => _,
-                        ahead = inout(reg) ahead => _,
                         s = in(reg) 64usize,
                         t = const TILE,
                     ),

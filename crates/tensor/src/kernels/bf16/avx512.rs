@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::product::Block;
+use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
 
 /// Whether the processor has AVX-512 with bf16.
@@ -29,19 +29,19 @@ impl Block for VectorUnit {
     #[allow(unsafe_code)]
     unsafe fn block<const ROWS: usize, const COLS: usize>(
         &self,
-        a: [*const Tile; ROWS],
-        b: [*const Tile; COLS],
-        depth: usize,
+        strips: &[Strips<ROWS, COLS>],
         c: *mut f32,
         stride: usize,
         accumulate: bool,
-        _ahead: *const u8,
     ) {
-        for (strip, a) in a.into_iter().enumerate() {
-            for first in (0..LANES).step_by(GROUP) {
-                let c = c.wrapping_add((strip * LANES + first) * stride);
-                // SAFETY: `self` says that the processor has the instructions; the caller vouches for the pointers.
-                unsafe { rows(a, first, b, depth, c, stride, accumulate) };
+        for (number, Strips { a, b, depth }) in strips.iter().copied().enumerate() {
+            let accumulate = accumulate || number > 0;
+            for (strip, a) in a.into_iter().enumerate() {
+                for first in (0..LANES).step_by(GROUP) {
+                    let c = c.wrapping_add((strip * LANES + first) * stride);
+                    // SAFETY: `self` says that the processor has the instructions; the caller vouches for the pointers.
+                    unsafe { rows(a, first, b, depth, c, stride, accumulate) };
+                }
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Packing by AVX-512.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::pack::{Corner, Order};
-use super::tile::{LANES, Tile};
+use super::tile::{DEPTH, LANES, Tile};
 
 /// The 16 vectors of a tile.
 type Vectors = [__m512i; 16];
@@ -24,6 +25,50 @@ pub(super) unsafe fn pack(corner: Corner<'_>, order: Order, tile: &mut Tile) {
     }
 }
 
+/// See [`super::pack::pack_strip`]: `lanes` rows of floats, `stride` apart from `first` on, of which `depth` become tiles
+/// in rows order. Row by row, because that is how memory is read ahead.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[allow(unsafe_code)]
+pub(super) unsafe fn rows(
+    first: *const f32,
+    lanes: usize,
+    stride: usize,
+    depth: Range<usize>,
+    scale: f32,
+    tiles: &mut [Tile],
+) {
+    let scale = _mm512_set1_ps(scale);
+    let whole = depth.len() / DEPTH;
+    for lane in 0..LANES {
+        let line = lane * DEPTH;
+        if lane >= lanes {
+            for tile in &mut *tiles {
+                // SAFETY: a tile is 16 aligned vectors.
+                unsafe { _mm512_store_si512(tile.0.as_mut_ptr().add(line).cast(), _mm512_setzero_si512()) };
+            }
+            continue;
+        }
+        let row = first.wrapping_add(lane * stride + depth.start);
+        for (place, tile) in tiles.iter_mut().enumerate() {
+            let row = row.wrapping_add(place * DEPTH);
+            let left = depth.len() - place * DEPTH;
+            // SAFETY: whole tiles lie within `depth`, and the masks keep the last one's loads inside it.
+            unsafe {
+                let (low, high) = if place < whole {
+                    (_mm512_loadu_ps(row), _mm512_loadu_ps(row.add(LANES)))
+                } else {
+                    (
+                        _mm512_maskz_loadu_ps(mask(left), row),
+                        _mm512_maskz_loadu_ps(mask(left.saturating_sub(LANES)), row.wrapping_add(LANES)),
+                    )
+                };
+                let values = convert(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale));
+                _mm512_store_si512(tile.0.as_mut_ptr().add(line).cast(), values);
+            }
+        }
+    }
+}
+
 /// Lane by lane, where the inner dimension is contiguous.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -33,7 +78,10 @@ unsafe fn by_rows(corner: Corner<'_>) -> Vectors {
     let low = mask(corner.depth);
     let high = mask(corner.depth.saturating_sub(LANES));
     let mut vectors = [_mm512_setzero_si512(); 16];
-    for (lane, vector) in vectors.iter_mut().enumerate().take(corner.lanes) {
+    for (lane, vector) in vectors.iter_mut().enumerate() {
+        if lane >= corner.lanes {
+            break;
+        }
         // SAFETY: the masks keep the loads inside the corner.
         let (first, second) = unsafe {
             let row = corner.data.as_ptr().add(lane * corner.lane_stride);
@@ -58,7 +106,10 @@ unsafe fn by_pairs(corner: Corner<'_>) -> Vectors {
     // SAFETY: 64 bytes of words.
     let interleave = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
     let mut vectors = [_mm512_setzero_si512(); 16];
-    for (pair, vector) in vectors.iter_mut().enumerate().take(corner.depth.div_ceil(2)) {
+    for (pair, vector) in vectors.iter_mut().enumerate() {
+        if 2 * pair >= corner.depth {
+            break;
+        }
         let second = if 2 * pair + 1 < corner.depth { lanes } else { 0 };
         // SAFETY: the masks keep the loads inside the corner.
         let (first, second) = unsafe {
@@ -96,14 +147,6 @@ fn store(vectors: Vectors, tile: &mut Tile) {
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-#[allow(unsafe_code)]
-fn load(tile: &Tile) -> Vectors {
-    // SAFETY: a tile is 16 aligned vectors.
-    std::array::from_fn(|place| unsafe { _mm512_load_si512(tile.0.as_ptr().add(place * 32).cast()) })
-}
-
 /// The transpose of 16 × 16 32-bit values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -137,23 +180,35 @@ fn transposed(rows: Vectors) -> Vectors {
 /// See [`super::pack::transpose`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
-pub(super) unsafe fn transpose(first: &Tile, second: &Tile, out: &mut [Tile; 2]) {
-    for (half, source) in [first, second].into_iter().enumerate() {
-        // Rows of 16 lanes, 32 places of the inner dimension each; words of two rows at a time become pairs.
-        let rows = transposed(load(source));
-        for pair in 0..8 {
-            let low = _mm512_unpacklo_epi16(rows[2 * pair], rows[2 * pair + 1]);
-            let high = _mm512_unpackhi_epi16(rows[2 * pair], rows[2 * pair + 1]);
-            let begin = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-            let end = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-            let place = (half * 8 + pair) * 32;
-            // SAFETY: a tile is 16 aligned vectors.
-            unsafe {
-                _mm512_store_si512(
-                    out[0].0.as_mut_ptr().add(place).cast(),
-                    _mm512_permutex2var_epi64(low, begin, high),
-                );
-                _mm512_store_si512(out[1].0.as_mut_ptr().add(place).cast(), _mm512_permutex2var_epi64(low, end, high));
+pub(super) unsafe fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
+    // Exchanges the middle words of four: two lanes' pairs of the inner dimension become two pairs of lanes.
+    let words = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    for (half, out) in out.into_iter().enumerate() {
+        for (quarter, source) in [(0, first), (1, second)] {
+            // 8 × 8 of those: lanes' pairs 0–3 and 4–7 by eight pairs of the inner dimension.
+            for side in 0..2 {
+                // SAFETY: a tile is 16 vectors, each of two halves.
+                let load = |low: usize, high: usize| unsafe {
+                    let at = |row: usize| source.0.as_ptr().add((half * 8 + row) * 32 + side * 16).cast();
+                    let both = _mm512_castsi256_si512(_mm256_load_si256(at(low)));
+                    _mm512_shuffle_epi8(_mm512_inserti64x4::<1>(both, _mm256_load_si256(at(high))), words)
+                };
+                let (a, b, c, d) = (load(0, 2), load(1, 3), load(4, 6), load(5, 7));
+                let (low, low_end) = (_mm512_unpacklo_epi64(a, b), _mm512_unpacklo_epi64(c, d));
+                let (high, high_end) = (_mm512_unpackhi_epi64(a, b), _mm512_unpackhi_epi64(c, d));
+                let rows = [
+                    _mm512_shuffle_i64x2::<0x88>(low, low_end),
+                    _mm512_shuffle_i64x2::<0x88>(high, high_end),
+                    _mm512_shuffle_i64x2::<0xdd>(low, low_end),
+                    _mm512_shuffle_i64x2::<0xdd>(high, high_end),
+                ];
+                for (row, vector) in rows.into_iter().enumerate() {
+                    // SAFETY: a tile is 16 aligned vectors.
+                    unsafe {
+                        let place = out.0.as_mut_ptr().add((quarter * 8 + side * 4 + row) * 32);
+                        _mm512_store_si512(place.cast(), vector);
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Blocks of products in float32, for processors without a bf16 unit.
 
-use super::product::Block;
+use super::product::{Block, Strips};
 use super::tile::{DEPTH, LANES, Tile, from_bf16};
 use crate::kernels::vectorised;
 
@@ -11,15 +11,16 @@ impl Block for FloatUnit {
     #[allow(unsafe_code)]
     unsafe fn block<const ROWS: usize, const COLS: usize>(
         &self,
-        a: [*const Tile; ROWS],
-        b: [*const Tile; COLS],
-        depth: usize,
+        strips: &[Strips<ROWS, COLS>],
         c: *mut f32,
         stride: usize,
         accumulate: bool,
-        _ahead: *const u8,
     ) {
-        for (col, b) in b.into_iter().enumerate() {
+        let blocks = strips.iter().enumerate().flat_map(|(number, strips)| {
+            let columns = strips.b.into_iter().enumerate();
+            columns.map(move |(col, b)| (accumulate || number > 0, strips.a, strips.depth, col, b))
+        });
+        for (accumulate, a, depth, col, b) in blocks {
             for (strip, a) in a.into_iter().enumerate() {
                 // SAFETY: the caller vouches for the strips.
                 let (a, b) = unsafe { (std::slice::from_raw_parts(a, depth), std::slice::from_raw_parts(b, depth)) };

@@ -13,6 +13,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 mod float32;
+mod gradient;
 mod operand;
 mod pack;
 mod product;
@@ -21,8 +22,10 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use operand::{Columns, PackedColumns, PackedRows, Panel, corner};
+pub(crate) use gradient::{THIN, thin_gradient};
+pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, transpose};
+pub(crate) use product::{LowRank, Product};
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16};
 
 use crate::kernels::{Parallelism, ViewMut};
@@ -66,13 +69,23 @@ impl Unit {
         }
     }
 
-    /// `C ← beta·C + A·B`, `beta` being 0 or 1.
-    pub(crate) fn product(self, c: ViewMut<'_>, beta: f32, a: &PackedRows, b: &dyn Columns, parallelism: Parallelism) {
-        assert_eq!(a.rows(), c.rows, "a product's rows are its left factor's");
-        assert_eq!(b.cols(), c.cols, "a product's columns are its right factor's");
-        assert_eq!(a.depth(), b.depth(), "a product's factors share their inner size");
+    /// `C ← beta·C + product`, `beta` being 0 or 1.
+    pub(crate) fn product(self, c: ViewMut<'_>, beta: f32, product: Product<'_>, parallelism: Parallelism) {
+        assert_eq!(product.a.rows, c.rows, "a product's rows are its left factor's");
+        assert_eq!(product.b.cols(), c.cols, "a product's columns are its right factor's");
+        assert_eq!(product.a.cols, product.b.depth(), "a product's factors share their inner size");
+        if let Some(low_rank) = &product.low_rank {
+            let middle = (low_rank.middle.rows, low_rank.middle.cols);
+            assert_eq!(middle, (c.rows, low_rank.inner.cols()), "the middle is [rows, r]");
+            assert_eq!(low_rank.inner.depth(), product.a.cols, "both products have one left factor");
+            assert_eq!(
+                (low_rank.outer.depth(), low_rank.outer.cols()),
+                (middle.1, c.cols),
+                "the outer is [r, columns]"
+            );
+        }
         if c.rows > 0 && c.cols > 0 {
-            product::product(self, c, beta != 0.0, a, b, parallelism);
+            product::product(self, c, beta != 0.0, product, parallelism);
         }
     }
 }

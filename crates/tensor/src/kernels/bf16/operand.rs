@@ -1,4 +1,4 @@
-//! The two factors of a bf16 product: packed rows on the left, columns that come as panels of tiles on the right.
+//! The right factor of a bf16 product: columns that come as panels of tiles.
 
 use std::ops::Range;
 
@@ -8,37 +8,6 @@ use super::pack::{Corner, Order, pack};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Workspace;
 use crate::kernels::View;
-
-/// The left factor `[rows, depth]` as tiles in rows order: strips of 16 rows, each along the inner dimension.
-#[derive(Debug)]
-pub(crate) struct PackedRows {
-    tiles: TileBuffer,
-    rows: usize,
-    depth: usize,
-}
-
-impl PackedRows {
-    /// Packs `scale · a`.
-    pub(crate) fn pack(workspace: &Workspace, a: View<'_>, scale: f32) -> Self {
-        let (rows, depth) = (a.rows, a.cols);
-        let tiles = strips(workspace, a, scale, Order::Rows);
-        Self { tiles, rows, depth }
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(crate) fn depth(&self) -> usize {
-        self.depth
-    }
-
-    /// The tiles of one strip of 16 rows.
-    pub(crate) fn strip(&self, strip: usize) -> &[Tile] {
-        let tiles = self.depth.div_ceil(DEPTH);
-        &self.tiles[strip * tiles..(strip + 1) * tiles]
-    }
-}
 
 /// The right factor `[depth, cols]`, asked for in panels: some strips of 16 columns by some tiles of the inner dimension.
 pub(crate) trait Columns: Sync {
@@ -72,7 +41,7 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// A right factor packed whole.
+/// A right factor packed whole: a small one that many tasks use.
 pub(crate) struct PackedColumns {
     tiles: TileBuffer,
     cols: usize,
@@ -83,7 +52,7 @@ impl PackedColumns {
     /// Packs `b` `[depth, cols]`.
     pub(crate) fn pack(workspace: &Workspace, b: View<'_>) -> Self {
         let (depth, cols) = (b.rows, b.cols);
-        Self { tiles: strips(workspace, b.transposed(), 1.0, Order::Pairs), cols, depth }
+        Self { tiles: strips(workspace, b.transposed()), cols, depth }
     }
 }
 
@@ -102,8 +71,36 @@ impl Columns for PackedColumns {
     }
 }
 
+/// A right factor in float32, packed panel by panel.
+pub(crate) struct ViewColumns<'a>(pub(crate) View<'a>);
+
+impl Columns for ViewColumns<'_> {
+    fn depth(&self) -> usize {
+        self.0.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.0.cols
+    }
+
+    /// Long stretches of rows where columns are contiguous.
+    fn strips_at_once(&self) -> usize {
+        16
+    }
+
+    fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a> {
+        let lanes = self.0.transposed();
+        for (place, strip) in strips.enumerate() {
+            for (at, tile) in depth.clone().enumerate() {
+                pack(corner(lanes, strip, tile, 1.0), Order::Pairs, &mut scratch[place * depth.len() + at]);
+            }
+        }
+        Panel { tiles: scratch, stride: depth.len() }
+    }
+}
+
 /// All strips of `lanes` `[lanes, depth]`.
-fn strips(workspace: &Workspace, lanes: View<'_>, scale: f32, order: Order) -> TileBuffer {
+fn strips(workspace: &Workspace, lanes: View<'_>) -> TileBuffer {
     /// Tiles a task should at least have, so that spreading over threads pays.
     const TASK_TILES: usize = 64;
     let depth_tiles = lanes.cols.div_ceil(DEPTH);
@@ -112,7 +109,7 @@ fn strips(workspace: &Workspace, lanes: View<'_>, scale: f32, order: Order) -> T
         let strips = tiles.par_chunks_exact_mut(depth_tiles).enumerate();
         strips.with_min_len(TASK_TILES.div_ceil(depth_tiles)).for_each(|(strip, tiles)| {
             for (place, tile) in tiles.iter_mut().enumerate() {
-                pack(corner(lanes, strip, place, scale), order, tile);
+                pack(corner(lanes, strip, place, 1.0), Order::Pairs, tile);
             }
         });
     }

@@ -1,6 +1,9 @@
 //! From float32 matrices to tiles, and from one order of tiles to the other.
 
+use std::ops::Range;
+
 use super::tile::{DEPTH, LANES, Tile, to_bf16};
+use crate::kernels::View;
 
 /// A corner of a matrix that becomes a tile: up to 16 lanes by up to 32 places of the inner dimension; the rest of the
 /// tile is zero.
@@ -52,6 +55,42 @@ pub(crate) fn pack(corner: Corner<'_>, order: Order, tile: &mut Tile) {
     }
 }
 
+/// Fills `tiles` with the values of `lanes`, at most 16 rows of `matrix` `[lanes, depth]`, from column `start` on.
+pub(crate) fn pack_strip(
+    matrix: View<'_>,
+    lanes: Range<usize>,
+    start: usize,
+    scale: f32,
+    order: Order,
+    tiles: &mut [Tile],
+) {
+    assert!(lanes.len() <= LANES && lanes.end <= matrix.rows, "a strip's lanes are rows of its matrix");
+    #[cfg(target_arch = "x86_64")]
+    if order == Order::Rows && matrix.col_stride == 1 && !lanes.is_empty() && super::avx512::is_supported() {
+        let end = matrix.cols.min(start + tiles.len() * DEPTH);
+        assert!((lanes.end - 1) * matrix.row_stride + end <= matrix.data.len(), "a strip lies in its data");
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions; the strip lies in its data.
+        unsafe {
+            let first = matrix.data.as_ptr().add(lanes.start * matrix.row_stride);
+            super::avx512_pack::rows(first, lanes.len(), matrix.row_stride, start..end, scale, tiles);
+        }
+        return;
+    }
+    for (place, tile) in tiles.iter_mut().enumerate() {
+        let first = start + place * DEPTH;
+        let corner = Corner {
+            data: &matrix.data[lanes.start * matrix.row_stride + first * matrix.col_stride..],
+            lanes: lanes.len(),
+            depth: DEPTH.min(matrix.cols - first),
+            lane_stride: matrix.row_stride,
+            depth_stride: matrix.col_stride,
+            scale,
+        };
+        pack(corner, order, tile);
+    }
+}
+
 /// Where a tile in `order` has the value of `lane` and `depth`.
 #[inline(always)]
 pub(crate) fn index(order: Order, lane: usize, depth: usize) -> usize {
@@ -63,7 +102,7 @@ pub(crate) fn index(order: Order, lane: usize, depth: usize) -> usize {
 
 /// Exchanges lanes and inner dimension of 32 × 32 values: `first` and `second` in pairs order are lanes 0–15 and 16–31 of
 /// a square; `out` is that square's transpose, again as two tiles in pairs order.
-pub(crate) fn transpose(first: &Tile, second: &Tile, out: &mut [Tile; 2]) {
+pub(crate) fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
     #[cfg(target_arch = "x86_64")]
     if super::avx512::is_supported() {
         #[allow(unsafe_code)]
@@ -124,7 +163,8 @@ mod tests {
         let tile = |start: u16| Tile(std::array::from_fn(|place| start + place as u16));
         let (first, second) = (tile(0), tile(5000));
         let mut out = [Tile::ZERO; 2];
-        transpose(&first, &second, &mut out);
+        let [low, high] = &mut out;
+        transpose(&first, &second, [low, high]);
         for lane in 0..LANES {
             for depth in 0..DEPTH {
                 let place = |half: usize| index(Order::Pairs, depth % LANES, half * LANES + lane);
@@ -134,7 +174,8 @@ mod tests {
             }
         }
         let mut back = [Tile::ZERO; 2];
-        transpose(&out[0], &out[1], &mut back);
+        let [low, high] = &mut back;
+        transpose(&out[0], &out[1], [low, high]);
         assert_eq!(back, [first, second]);
     }
 

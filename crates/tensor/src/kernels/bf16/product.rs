@@ -1,4 +1,9 @@
-//! Products of packed operands: how the work is cut into blocks.
+//! Products of a float32 left factor, packed on the way, and a right factor in tiles: how the work is cut into blocks.
+//!
+//! A task takes some rows by some columns. It packs its rows for a stretch of the inner dimension into a buffer that stays
+//! in the second-level cache, and then goes over the columns, two strips at a time, which stay in the first-level cache
+//! while the rows pass. Memory beyond these caches is far slower than the arithmetic: each operand is read once a task and
+//! nothing but the result is written.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -6,72 +11,118 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Unit;
-use super::operand::{Columns, PackedRows};
+use super::operand::{Columns, PackedColumns, corner};
+use super::pack::{Order, pack, pack_strip};
 use super::tile::{DEPTH, LANES, Tile};
-use crate::kernels::{Parallelism, ViewMut};
+use crate::kernels::{Parallelism, View, ViewMut};
+
+/// Strips of tiles along the inner dimension: `ROWS` of the left factor, `COLS` of the right one, `depth` tiles each.
+#[derive(Clone, Copy)]
+pub(super) struct Strips<const ROWS: usize, const COLS: usize> {
+    pub(super) a: [*const Tile; ROWS],
+    pub(super) b: [*const Tile; COLS],
+    pub(super) depth: usize,
+}
 
 /// Multiplies strips of tiles into a block of the result.
 pub(super) trait Block {
-    /// `C ← C (if accumulate) + A·B` for `ROWS` strips of 16 rows by `COLS` strips of 16 columns over `depth` tiles of the
-    /// inner dimension, one after the other in that order. Rows of `c` lie `stride` floats apart. May fetch memory from
-    /// `ahead` on into the cache.
+    /// `C ← C (if accumulate) + Σ A·B` over `strips`, tile after tile of the inner dimension in order. Rows of `c` lie
+    /// `stride` floats apart.
     ///
     /// # Safety
-    /// Each strip has `depth` tiles, and the block of `c` is memory that nobody else uses.
-    #[allow(clippy::too_many_arguments, reason = "a micro-kernel's natural arguments")]
+    /// The strips exist, and the block of `c` is memory that nobody else uses.
     #[allow(unsafe_code)]
     unsafe fn block<const ROWS: usize, const COLS: usize>(
         &self,
-        a: [*const Tile; ROWS],
-        b: [*const Tile; COLS],
-        depth: usize,
+        strips: &[Strips<ROWS, COLS>],
         c: *mut f32,
         stride: usize,
         accumulate: bool,
-        ahead: *const u8,
     );
 }
 
-/// Tiles of the inner dimension that one pass takes, all of `tiles` or some: two strips of columns this deep stay in the
-/// first-level cache while rows stream by.
-fn depth_step(tiles: usize) -> usize {
-    const WHOLE: usize = 20;
-    const STEP: usize = 16;
-    if tiles <= WHOLE { tiles.max(1) } else { STEP }
+/// A product to compute: `C ← C (if accumulate) + scale·A·B + low rank`.
+pub(crate) struct Product<'a> {
+    /// `[rows, depth]`.
+    pub(crate) a: View<'a>,
+    /// `A` is multiplied by it before it is rounded.
+    pub(crate) scale: f32,
+    /// `[depth, cols]`.
+    pub(crate) b: &'a dyn Columns,
+    /// A second product of the same left factor.
+    pub(crate) low_rank: Option<LowRank<'a>>,
 }
 
-/// Strips of rows a task takes: at full depth they fit the second-level cache.
-const ROW_STRIPS: usize = 64;
-/// Strips of columns a task takes.
-const COLUMN_STRIPS: usize = 16;
+/// `scale·(A·inner)·outer`, with the middle result rounded to bf16 like any left factor.
+pub(crate) struct LowRank<'a> {
+    /// `[depth, r]`.
+    pub(crate) inner: PackedColumns,
+    /// `[r, cols]`.
+    pub(crate) outer: PackedColumns,
+    pub(crate) scale: f32,
+    /// Gets `A·inner` `[rows, r]`.
+    pub(crate) middle: ViewMut<'a>,
+}
 
-/// `C ← C (if accumulate) + A·B`. Every value of the result is a sum over the inner dimension in one fixed order,
-/// whatever the other rows and columns and however the work is shared.
-pub(super) fn product(
-    unit: Unit,
-    c: ViewMut<'_>,
-    accumulate: bool,
-    a: &PackedRows,
-    b: &dyn Columns,
-    parallelism: Parallelism,
-) {
-    let row_strips = a.rows().div_ceil(LANES);
+/// Tiles of the inner dimension for which a task packs its rows at one time: all of `tiles`, or as many as leave the packed
+/// rows, and unpacked panels of `at_once` strips, in the second-level cache.
+fn stretch(tiles: usize, at_once: usize) -> usize {
+    const WHOLE: usize = 64;
+    const NARROW: usize = 32;
+    const WIDE: usize = 16;
+    match (tiles <= WHOLE, at_once <= 2) {
+        (true, true) => tiles.max(1),
+        (false, true) => NARROW,
+        (_, false) => WIDE.min(tiles.max(1)),
+    }
+}
+
+/// Tiles of the inner dimension, of `tiles`, that blocks of `rows` strips of rows take in one pass: strips this deep of two
+/// of the columns and two of the rows stay in the first-level cache together.
+fn pass(tiles: usize, rows: usize) -> usize {
+    const DEEPEST: usize = 9;
+    if rows <= 2 { tiles.max(1) } else { tiles.div_ceil(tiles.div_ceil(DEEPEST).max(1)).max(1) }
+}
+
+/// Strips of rows and of columns that a task takes of a result that has so many: some of the rows where there are many, and
+/// some of the columns where there are few. Depends on the shape alone.
+fn task_size(row_strips: usize, column_strips: usize, at_once: usize) -> (usize, usize) {
+    const MANY_ROWS: usize = 8;
+    const MOST_ROWS: usize = 16;
+    const FEWEST_COLUMNS: usize = 8;
+    if row_strips >= MANY_ROWS {
+        (row_strips.div_ceil(2).next_multiple_of(2).min(MOST_ROWS), column_strips)
+    } else {
+        (row_strips, column_strips.div_ceil(4).max(FEWEST_COLUMNS).next_multiple_of(at_once))
+    }
+}
+
+/// Every value of the result is a sum over the inner dimension in one fixed order, whatever the other rows and columns and
+/// however the work is shared.
+pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Product<'_>, parallelism: Parallelism) {
+    let Product { a, scale, b, low_rank } = product;
+    let row_strips = a.rows.div_ceil(LANES);
     let column_strips = b.cols().div_ceil(LANES);
-    let column_task = COLUMN_STRIPS.next_multiple_of(b.strips_at_once());
-    let columns = column_strips.div_ceil(column_task);
-    let rows = row_strips.div_ceil(ROW_STRIPS);
-    let output = Output { c: c.data.as_mut_ptr(), stride: c.row_stride, rows: c.rows, cols: c.cols };
+    let (row_task, column_task) = task_size(row_strips, column_strips, b.strips_at_once());
+    let (rows, columns) = (row_strips.div_ceil(row_task), column_strips.div_ceil(column_task));
+    let output = Output::new(c);
+    let low_rank = low_rank.map(|low_rank| SharedLowRank {
+        inner: low_rank.inner,
+        outer: low_rank.outer,
+        scale: low_rank.scale,
+        middle: Output::new(low_rank.middle),
+    });
     let task = |task: usize| {
         let (row, column) = (task / columns, task % columns);
-        let rows = row * ROW_STRIPS..row_strips.min((row + 1) * ROW_STRIPS);
+        let rows = row * row_task..row_strips.min((row + 1) * row_task);
         let columns = column * column_task..column_strips.min((column + 1) * column_task);
-        let part = Part { output: &output, accumulate, a, b, rows, columns };
+        let task = Task { output: &output, accumulate, a, scale, b, low_rank: low_rank.as_ref(), rows, columns };
         match unit {
             #[cfg(target_arch = "x86_64")]
-            Unit::Amx => part.run(&super::amx::TileUnit::configure()),
+            Unit::Amx => task.run(&super::amx::TileUnit::configure()),
             #[cfg(target_arch = "x86_64")]
-            Unit::Avx512 => part.run(&super::avx512::VectorUnit::new()),
-            Unit::Float32 => part.run(&super::float32::FloatUnit),
+            Unit::Avx512 => task.run(&super::avx512::VectorUnit::new()),
+            Unit::Float32 => task.run(&super::float32::FloatUnit),
         }
     };
     match parallelism {
@@ -80,7 +131,7 @@ pub(super) fn product(
     }
 }
 
-/// Where the result goes; tasks write to parts that don't overlap.
+/// Where a result goes; tasks write to parts that don't overlap.
 struct Output {
     c: *mut f32,
     stride: usize,
@@ -88,123 +139,262 @@ struct Output {
     cols: usize,
 }
 
+impl Output {
+    fn new(c: ViewMut<'_>) -> Self {
+        Self { c: c.data.as_mut_ptr(), stride: c.row_stride, rows: c.rows, cols: c.cols }
+    }
+}
+
 #[allow(unsafe_code)]
 // SAFETY: tasks write to disjoint parts of memory that is borrowed for as long as they run.
 unsafe impl Sync for Output {}
 
+struct SharedLowRank {
+    inner: PackedColumns,
+    outer: PackedColumns,
+    scale: f32,
+    middle: Output,
+}
+
 /// One task: some strips of rows by some strips of columns.
-struct Part<'a> {
+struct Task<'a> {
     output: &'a Output,
     accumulate: bool,
-    a: &'a PackedRows,
+    a: View<'a>,
+    scale: f32,
     b: &'a dyn Columns,
+    low_rank: Option<&'a SharedLowRank>,
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-thread_local! {
-    /// Where panels are unpacked.
-    static SCRATCH: RefCell<Vec<Tile>> = const { RefCell::new(Vec::new()) };
+/// A thread's buffers, which stay in its second-level cache.
+#[derive(Default)]
+struct Scratch {
+    /// The packed rows.
+    a: Vec<Tile>,
+    /// Unpacked panels of columns.
+    panel: Vec<Tile>,
+    /// The middle of a low-rank product, and packed.
+    middle: Vec<f32>,
+    packed_middle: Vec<Tile>,
 }
 
-impl Part<'_> {
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+fn resize<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, value);
+    }
+    &mut buffer[..len]
+}
+
+impl Task<'_> {
     fn run(&self, unit: &impl Block) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let depth_tiles = self.a.depth().div_ceil(DEPTH);
+            let Scratch { a, panel, middle, packed_middle } = scratch;
+            let tiles = self.a.cols.div_ceil(DEPTH);
             let at_once = self.b.strips_at_once();
-            let step = depth_step(depth_tiles);
-            scratch.resize(scratch.len().max(at_once * step), Tile::ZERO);
-            for first in (0..depth_tiles.max(1)).step_by(step) {
-                let depth = first..depth_tiles.min(first + step);
+            let step = stretch(tiles, at_once);
+            let panel = resize(panel, at_once * step, Tile::ZERO);
+            let rank = self.low_rank.map_or(0, |low_rank| low_rank.inner.cols().next_multiple_of(2 * LANES));
+            let middle = resize(middle, rank * self.rows.len() * LANES, 0.0);
+            for first in (0..tiles.max(1)).step_by(step) {
+                let depth = first..tiles.min(first + step);
+                let a = self.pack(resize(a, self.rows.len() * step, Tile::ZERO), &depth);
+                let mut second = None;
+                if let Some(low_rank) = self.low_rank {
+                    self.middle(unit, low_rank, &a, &depth, middle);
+                    if depth.end == tiles {
+                        second = Some(self.finish_middle(low_rank, middle, packed_middle));
+                    }
+                }
+                let target = Target { output: self.output, first_row: self.rows.start * LANES };
                 let accumulate = self.accumulate || first > 0;
                 for start in self.columns.clone().step_by(at_once) {
                     let strips = start..self.columns.end.min(start + at_once);
-                    self.panel(unit, strips, &depth, accumulate, scratch);
+                    let panel = self.b.panel(strips.clone(), depth.clone(), panel);
+                    for pair in strips.clone().step_by(2) {
+                        let place = pair - strips.start;
+                        let b0 = panel.strip(place, depth.len());
+                        if pair + 1 < strips.end {
+                            let b = [b0, panel.strip(place + 1, depth.len())];
+                            self.columns(unit, &target, &a, b, pair, second.as_ref(), accumulate);
+                        } else {
+                            self.columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate);
+                        }
+                    }
                 }
             }
         });
     }
 
-    /// All rows of the task by one panel.
-    fn panel(
+    /// Packs the task's rows for a stretch of the inner dimension.
+    fn pack<'b>(&self, tiles: &'b mut [Tile], depth: &Range<usize>) -> PackedStrips<'b> {
+        let stride = depth.len();
+        for (place, strip) in self.rows.clone().enumerate() {
+            let lanes = strip * LANES..self.a.rows.min((strip + 1) * LANES);
+            let tiles = &mut tiles[place * stride..(place + 1) * stride];
+            pack_strip(self.a, lanes, depth.start * DEPTH, self.scale, Order::Rows, tiles);
+        }
+        PackedStrips { tiles, depth: stride, strips: self.rows.len() }
+    }
+
+    /// Adds a stretch of the inner dimension to the middle of the low-rank product.
+    fn middle(
         &self,
         unit: &impl Block,
-        strips: Range<usize>,
+        low_rank: &SharedLowRank,
+        a: &PackedStrips<'_>,
         depth: &Range<usize>,
-        accumulate: bool,
-        scratch: &mut [Tile],
+        middle: &mut [f32],
     ) {
-        let panel = self.b.panel(strips.clone(), depth.clone(), &mut scratch[..strips.len() * depth.len()]);
-        for pair in strips.clone().step_by(2) {
-            let place = pair - strips.start;
-            let b0 = panel.strip(place, depth.len());
-            if pair + 1 < strips.end {
-                let columns = [b0, panel.strip(place + 1, depth.len())];
-                self.columns(unit, pair, columns, depth, accumulate);
-            } else {
-                self.columns(unit, pair, [b0], depth, accumulate);
+        let strips = low_rank.inner.cols().div_ceil(LANES);
+        let width = low_rank.inner.cols().next_multiple_of(2 * LANES);
+        let output = Output { c: middle.as_mut_ptr(), stride: width, rows: a.strips * LANES, cols: width };
+        let target = Target { output: &output, first_row: 0 };
+        let panel = low_rank.inner.panel(0..strips, depth.clone(), &mut []);
+        for strip in 0..strips {
+            let b = [panel.strip(strip, depth.len())];
+            self.columns(unit, &target, a, b, strip, None, depth.start > 0);
+        }
+    }
+
+    /// Gives out the middle of the low-rank product, and packs it as the left factor of its second half.
+    fn finish_middle<'b>(&self, low_rank: &'b SharedLowRank, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Second<'b> {
+        let rank = low_rank.inner.cols();
+        let width = rank.next_multiple_of(2 * LANES);
+        let first = self.rows.start * LANES;
+        let rows = (self.rows.len() * LANES).min(self.a.rows - first);
+        if self.columns.start == 0 {
+            for row in 0..rows {
+                // SAFETY: the rows are this task's, and of the tasks of these rows this is the first.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let Output { c, stride, .. } = low_rank.middle;
+                    std::ptr::copy_nonoverlapping(middle[row * width..].as_ptr(), c.add((first + row) * stride), rank);
+                }
             }
         }
+        let depth = rank.div_ceil(DEPTH);
+        let tiles = resize(tiles, self.rows.len() * depth, Tile::ZERO);
+        let view = View::rows_of(middle, rows, rank, width);
+        for strip in 0..self.rows.len() {
+            for tile in 0..depth {
+                pack(corner(view, strip, tile, low_rank.scale), Order::Rows, &mut tiles[strip * depth + tile]);
+            }
+        }
+        Second { a: PackedStrips { tiles, depth, strips: self.rows.len() }, b: &low_rank.outer }
     }
 
     /// All rows of the task by one or two strips of columns.
-    #[allow(unsafe_code)]
+    #[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
     fn columns<const COLS: usize>(
         &self,
         unit: &impl Block,
-        column_strip: usize,
+        target: &Target<'_>,
+        a: &PackedStrips<'_>,
         b: [&[Tile]; COLS],
-        depth: &Range<usize>,
+        column_strip: usize,
+        second: Option<&Second<'_>>,
         accumulate: bool,
     ) {
-        let b = b.map(<[Tile]>::as_ptr);
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            let strip = |row: usize| self.a.strip(row)[depth.clone()].as_ptr();
-            if row + 1 < self.rows.end {
-                self.block(unit, [strip(row), strip(row + 1)], b, (row, column_strip), depth.len(), accumulate);
-                row += 2;
-            } else {
-                self.block(unit, [strip(row)], b, (row, column_strip), depth.len(), accumulate);
-                row += 1;
+        let second_b = second.map(|second| {
+            let depth = second.a.depth;
+            let panel = second.b.panel(column_strip..column_strip + COLS, 0..depth, &mut []);
+            std::array::from_fn(|col| panel.strip(col, depth).as_ptr())
+        });
+        let second = second.zip(second_b);
+        let step = pass(a.depth, a.strips);
+        for first in (0..a.depth.max(1)).step_by(step) {
+            let depth = first..a.depth.min(first + step);
+            let b = b.map(|strip| strip[depth.clone()].as_ptr());
+            let second = second.filter(|_| depth.end == a.depth);
+            let accumulate = accumulate || first > 0;
+            let mut row = 0;
+            while row < a.strips {
+                let place = (row, column_strip);
+                if row + 1 < a.strips {
+                    rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);
+                    row += 2;
+                } else {
+                    rows::<1, COLS>(unit, target, a, b, &depth, place, second, accumulate);
+                    row += 1;
+                }
             }
         }
     }
+}
 
-    #[allow(unsafe_code)]
-    fn block<const ROWS: usize, const COLS: usize>(
-        &self,
-        unit: &impl Block,
-        a: [*const Tile; ROWS],
-        b: [*const Tile; COLS],
-        (row, col): (usize, usize),
-        depth: usize,
-        accumulate: bool,
-    ) {
-        let Output { c, stride, rows, cols } = *self.output;
-        let (first_row, first_col) = (row * LANES, col * LANES);
-        let (rows, cols) = ((ROWS * LANES).min(rows - first_row), (COLS * LANES).min(cols - first_col));
-        // The next strips of columns, if they lie behind these.
-        let ahead = b[COLS - 1].wrapping_add(depth).cast::<u8>();
-        let ahead = ahead.wrapping_add((row - self.rows.start) / 2 * depth * 128);
-        // SAFETY: the block lies in the output, which other tasks don't touch here; strips have `depth` tiles.
-        unsafe {
-            let c = c.add(first_row * stride + first_col);
-            if rows == ROWS * LANES && cols == COLS * LANES {
-                unit.block(a, b, depth, c, stride, accumulate, ahead);
-                return;
-            }
-            let mut edge = Edge([0.0; 4 * LANES * LANES]);
-            let width = COLS * LANES;
-            if accumulate {
-                for row in 0..rows {
-                    std::ptr::copy_nonoverlapping(c.add(row * stride), edge.0.as_mut_ptr().add(row * width), cols);
-                }
-            }
-            unit.block(a, b, depth, edge.0.as_mut_ptr(), width, accumulate, ahead);
+/// Strips of packed rows, `depth` tiles each.
+struct PackedStrips<'a> {
+    tiles: &'a [Tile],
+    depth: usize,
+    strips: usize,
+}
+
+impl PackedStrips<'_> {
+    fn strip(&self, strip: usize) -> &[Tile] {
+        &self.tiles[strip * self.depth..(strip + 1) * self.depth]
+    }
+}
+
+/// The second half of a low-rank product.
+struct Second<'a> {
+    a: PackedStrips<'a>,
+    b: &'a PackedColumns,
+}
+
+/// An output, and where a task's first row lies in it.
+struct Target<'a> {
+    output: &'a Output,
+    first_row: usize,
+}
+
+/// One block, over the tiles `depth` of the rows' strips; `b` begins there.
+#[allow(clippy::too_many_arguments, reason = "a block needs both factors and the result")]
+#[allow(unsafe_code)]
+fn rows<const ROWS: usize, const COLS: usize>(
+    unit: &impl Block,
+    target: &Target<'_>,
+    a: &PackedStrips<'_>,
+    b: [*const Tile; COLS],
+    depth: &Range<usize>,
+    (row, col): (usize, usize),
+    second: Option<(&Second<'_>, [*const Tile; COLS])>,
+    accumulate: bool,
+) {
+    let left: [*const Tile; ROWS] = std::array::from_fn(|strip| a.strip(row + strip)[depth.clone()].as_ptr());
+    let mut strips = [Strips { a: left, b, depth: depth.len() }; 2];
+    let mut count = 1;
+    if let Some((second, b)) = second {
+        let depth = second.a.depth;
+        strips[1] = Strips { a: std::array::from_fn(|strip| second.a.strip(row + strip).as_ptr()), b, depth };
+        count = 2;
+    }
+    let strips = &strips[..count];
+    let Output { c, stride, rows, cols } = *target.output;
+    let (first_row, first_col) = (target.first_row + row * LANES, col * LANES);
+    let (rows, cols) = ((ROWS * LANES).min(rows - first_row), (COLS * LANES).min(cols - first_col));
+    // SAFETY: the block lies in the output, which other tasks don't touch here; strips have `depth` tiles.
+    unsafe {
+        let c = c.add(first_row * stride + first_col);
+        if rows == ROWS * LANES && cols == COLS * LANES {
+            unit.block(strips, c, stride, accumulate);
+            return;
+        }
+        let mut edge = Edge([0.0; 4 * LANES * LANES]);
+        let width = COLS * LANES;
+        if accumulate {
             for row in 0..rows {
-                std::ptr::copy_nonoverlapping(edge.0.as_ptr().add(row * width), c.add(row * stride), cols);
+                std::ptr::copy_nonoverlapping(c.add(row * stride), edge.0.as_mut_ptr().add(row * width), cols);
             }
+        }
+        unit.block(strips, edge.0.as_mut_ptr(), width, accumulate);
+        for row in 0..rows {
+            std::ptr::copy_nonoverlapping(edge.0.as_ptr().add(row * width), c.add(row * stride), cols);
         }
     }
 }
