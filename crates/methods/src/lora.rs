@@ -162,10 +162,13 @@ fn build(config: &LoraConfig, place: &Place<'_, '_>) -> Result<Built<LoraConfig>
     warnings.extend(unmatched_keys(&config, &targeted, model)?);
     if purpose == Purpose::Training {
         warnings.extend(settle_patterns(&mut config, &targeted, model)?);
-        if config.fan_in_fan_out {
-            config.fan_in_fan_out = false;
-            warnings.push("fan_in_fan_out is set to false: no linear layer of this model is stored transposed".into());
+        let transposed = targeted.iter().any(|site| model.sites[site.0].stored_transposed);
+        if config.fan_in_fan_out && !transposed {
+            warnings
+                .push("fan_in_fan_out is set to false: no targeted module of this model is stored transposed".into());
         }
+        // Where it is false of such modules, PEFT sets it too.
+        config.fan_in_fan_out = transposed;
     }
     Ok(Built { config, adapter, warnings, routine: None })
 }

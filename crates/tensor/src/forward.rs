@@ -167,50 +167,33 @@ impl<'a> Forward<'a> {
         self.tape.concat_rows(&parts)
     }
 
-    /// An RMS norm site.
+    /// An RMS norm site; a weight that is narrower than `x` norms each head of a row on its own.
     pub fn rms_norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, epsilon: f32) -> Var {
-        let parts: Vec<Var> = self
-            .weight_tuners(site, &self.segments)
-            .into_iter()
-            .map(|(rows, tuner)| {
-                let weight = match tuner {
-                    None => self.tape.constant(base.weight.to_matrix()),
-                    Some(tuner) => tuner.tuned(self.tape, base).weight,
-                };
-                let x = self.tape.slice_rows(x, rows);
-                self.tape.rms_norm(&x, &weight, epsilon)
-            })
-            .collect();
-        self.tape.concat_rows(&parts)
+        self.norm(site, base, x, |tape, x, tuned| tape.rms_norm(x, &tuned.weight, epsilon))
     }
 
     /// An RMS norm site whose weight is kept as its difference from one (Gemma): `y = x / √(mean(x²) + ε) · (1 + w)`.
     pub fn centred_rms_norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, epsilon: f32) -> Var {
-        let parts: Vec<Var> = self
-            .weight_tuners(site, &self.segments)
-            .into_iter()
-            .map(|(rows, tuner)| {
-                let weight = match tuner {
-                    None => self.tape.constant(base.weight.to_matrix()),
-                    Some(tuner) => tuner.tuned(self.tape, base).weight,
-                };
-                let weight = self.tape.shift(weight, 1.0);
-                let x = self.tape.slice_rows(x, rows);
-                self.tape.rms_norm(&x, &weight, epsilon)
-            })
-            .collect();
-        self.tape.concat_rows(&parts)
+        self.norm(site, base, x, |tape, x, tuned| {
+            let weight = tape.shift(tuned.weight.clone(), 1.0);
+            tape.rms_norm(x, &weight, epsilon)
+        })
     }
 
     /// A layer norm site; its bias may be absent.
     pub fn layer_norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, epsilon: f32) -> Var {
+        self.norm(site, base, x, |tape, x, tuned| layer_norm(tape, x, tuned, epsilon))
+    }
+
+    /// A norm site: the norm of the rows of each adapter with its tuned weight and bias.
+    fn norm(&mut self, site: SiteId, base: Base<'_>, x: &Var, norm: impl Fn(&mut Tape, &Var, &Tuned) -> Var) -> Var {
         let parts: Vec<Var> = self
             .weight_tuners(site, &self.segments)
             .into_iter()
             .map(|(rows, tuner)| {
                 let tuned = tuned(self.tape, base, tuner);
                 let x = self.tape.slice_rows(x, rows);
-                layer_norm(self.tape, &x, &tuned, epsilon)
+                norm(self.tape, &x, &tuned)
             })
             .collect();
         self.tape.concat_rows(&parts)

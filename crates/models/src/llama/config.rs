@@ -6,22 +6,19 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use tunesmith_tensor::Activation;
 
 use crate::error::ModelError;
+use crate::fields::{Fields, MOST_BLOCKS};
 use crate::llama::rope::{Rope, RopeScaling};
 
 /// The model types that the Llama architecture covers.
-pub const MODEL_TYPES: [&str; 3] = ["llama", "mistral", "qwen2"];
+pub const MODEL_TYPES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"];
 
-/// Larger sizes are typing mistakes, and their products could overflow.
-const LARGEST_SIZE: u64 = 1 << 31;
-/// More blocks than any model has.
-const MOST_BLOCKS: usize = 10_000;
-
-/// A model of the Llama family: Llama, Mistral, Qwen2, SmolLM2.
+/// A model of the Llama family: Llama, Mistral, Qwen2, Qwen3, Gemma 3 (text), SmolLM2.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
-    /// `llama`, `mistral` or `qwen2`.
+    /// One of [`MODEL_TYPES`].
     pub model_type: String,
     /// Number of token embeddings.
     pub vocab_size: usize,
@@ -51,8 +48,22 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// Per block: a query sees at most this many keys, itself included; `None` sees all earlier ones.
     pub sliding_windows: Vec<Option<usize>>,
+    /// Whether queries and keys are normed, each head on its own, before they are turned.
+    pub query_key_norm: bool,
+    /// Whether what attention and the feed-forward compute is normed before it is added (Gemma).
+    pub output_norms: bool,
+    /// Whether norms keep their weight as its difference from one (Gemma).
+    pub centred_norms: bool,
+    /// The gated feed-forward's activation.
+    pub activation: Activation,
+    /// What token embeddings are multiplied with.
+    pub embedding_scale: f32,
+    /// What attention's scores are multiplied with.
+    pub attention_scale: f32,
     /// Rotary position embeddings.
     pub rope: Rope,
+    /// Those of blocks with a sliding window, where they are others.
+    pub local_rope: Option<Rope>,
     /// The whole `config.json`, for saving.
     pub json: Map<String, Value>,
 }
@@ -68,15 +79,15 @@ impl LlamaConfig {
             let known = MODEL_TYPES.map(str::to_owned).to_vec();
             return Err(ModelError::UnknownModelType { path: path.to_path_buf(), found, known });
         };
-        let mut fields = Fields { json: &json, problems: Vec::new() };
-        let hidden_size = fields.size("hidden_size", 4096);
-        let num_hidden_layers = fields.size("num_hidden_layers", 32);
-        let num_attention_heads = fields.size("num_attention_heads", 32);
+        let mut fields = Fields::new(&json);
+        let hidden_size = fields.size("hidden_size", defaults.hidden_size);
+        let num_hidden_layers = fields.size("num_hidden_layers", defaults.num_hidden_layers);
+        let num_attention_heads = fields.size("num_attention_heads", defaults.num_attention_heads);
         let num_key_value_heads = match json.get("num_key_value_heads") {
             Some(Value::Null) => num_attention_heads,
             _ => fields.size("num_key_value_heads", defaults.num_key_value_heads.unwrap_or(num_attention_heads)),
         };
-        let head_dim = fields.optional_size("head_dim").unwrap_or_else(|| {
+        let head_dim = fields.optional_size("head_dim").or(defaults.head_dim).unwrap_or_else(|| {
             if !hidden_size.is_multiple_of(num_attention_heads) {
                 fields.problems.push(format!(
                     "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}, and \
@@ -99,28 +110,40 @@ impl LlamaConfig {
         }
         let max_position_embeddings = fields.size("max_position_embeddings", defaults.max_position_embeddings);
         let rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
-        let activation = fields.text("hidden_act", "silu");
-        if activation != "silu" && activation != "swish" {
-            fields.problems.push(format!("hidden_act {activation:?} is not supported, only \"silu\" is"));
-        }
-        if json.get("quantization_config").is_some_and(|value| !value.is_null()) {
-            fields.problems.push(
-                "quantization_config is set: checkpoints quantised in Hugging Face formats are not read; use the \
-                 float checkpoint or a GGUF file"
-                    .to_owned(),
-            );
-        }
+        let is_gemma = defaults.model_type == "gemma3_text";
+        let activation = if is_gemma {
+            fields.activation("hidden_activation", "gelu_pytorch_tanh")
+        } else {
+            fields.activation("hidden_act", "silu")
+        };
+        fields.refuse_quantisation();
         let is_llama = defaults.model_type == "llama";
-        let output_bias = is_llama && fields.flag("attention_bias", false);
+        let has_attention_bias = ["llama", "qwen3", "gemma3_text"].contains(&defaults.model_type);
+        let output_bias = has_attention_bias && fields.flag("attention_bias", false);
+        let (rope, local_rope) = if is_gemma {
+            fields.refuse_unlike_gemma3_text();
+            let (global, local) = fields.gemma_ropes(max_position_embeddings);
+            (global, Some(local))
+        } else {
+            (fields.rope(max_position_embeddings), None)
+        };
+        let attention_width = if is_gemma { fields.positive("query_pre_attn_scalar", 256.0) } else { head_dim as f64 };
         let config = Self {
             vocab_size: fields.size("vocab_size", defaults.vocab_size),
             intermediate_size: fields.size("intermediate_size", defaults.intermediate_size),
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false),
+            tie_word_embeddings: fields.flag("tie_word_embeddings", is_gemma),
             qkv_bias: output_bias || defaults.model_type == "qwen2",
             output_bias,
             mlp_bias: is_llama && fields.flag("mlp_bias", false),
             sliding_windows: fields.sliding_windows(defaults.model_type, num_hidden_layers.min(MOST_BLOCKS)),
-            rope: fields.rope(max_position_embeddings),
+            query_key_norm: ["qwen3", "gemma3_text"].contains(&defaults.model_type),
+            output_norms: is_gemma,
+            centred_norms: is_gemma,
+            activation,
+            embedding_scale: if is_gemma { (hidden_size as f64).sqrt() as f32 } else { 1.0 },
+            attention_scale: attention_width.powf(-0.5) as f32,
+            rope,
+            local_rope,
             model_type: found,
             hidden_size,
             num_hidden_layers,
@@ -137,9 +160,14 @@ impl LlamaConfig {
         Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
     }
 
-    /// Radians a position, for each of the `head_dim / 2` rotary pairs.
+    /// Radians a position, for each of the `head_dim / 2` rotary pairs, in blocks that see everything.
     pub fn inverse_frequencies(&self) -> Vec<f32> {
         self.rope.inverse_frequencies(self.head_dim)
+    }
+
+    /// The same in blocks with a sliding window.
+    pub fn local_inverse_frequencies(&self) -> Vec<f32> {
+        self.local_rope.unwrap_or(self.rope).inverse_frequencies(self.head_dim)
     }
 }
 
@@ -147,95 +175,68 @@ impl LlamaConfig {
 struct Defaults {
     model_type: &'static str,
     vocab_size: usize,
+    hidden_size: usize,
     intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
     max_position_embeddings: usize,
 }
 
 impl Defaults {
     fn of(model_type: &str) -> Option<Self> {
-        let [llama, mistral, qwen2] = MODEL_TYPES;
+        let [llama, mistral, qwen2, qwen3, gemma3] = MODEL_TYPES;
+        let of_llama = Self {
+            model_type: llama,
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: None,
+            head_dim: None,
+            max_position_embeddings: 2048,
+        };
+        let of_qwen2 = Self {
+            model_type: qwen2,
+            vocab_size: 151_936,
+            intermediate_size: 22_016,
+            num_key_value_heads: Some(32),
+            max_position_embeddings: 32_768,
+            ..of_llama
+        };
         match model_type {
-            "llama" => Some(Self {
-                model_type: llama,
-                vocab_size: 32_000,
-                intermediate_size: 11_008,
-                num_key_value_heads: None,
-                max_position_embeddings: 2048,
-            }),
+            "llama" => Some(of_llama),
             "mistral" => Some(Self {
                 model_type: mistral,
-                vocab_size: 32_000,
                 intermediate_size: 14_336,
                 num_key_value_heads: Some(8),
                 max_position_embeddings: 4096 * 32,
+                ..of_llama
             }),
-            "qwen2" => Some(Self {
-                model_type: qwen2,
-                vocab_size: 151_936,
-                intermediate_size: 22_016,
-                num_key_value_heads: Some(32),
-                max_position_embeddings: 32_768,
+            "qwen2" => Some(of_qwen2),
+            "qwen3" => Some(Self { model_type: qwen3, head_dim: Some(128), ..of_qwen2 }),
+            "gemma3_text" => Some(Self {
+                model_type: gemma3,
+                vocab_size: 262_208,
+                hidden_size: 2304,
+                intermediate_size: 9216,
+                num_hidden_layers: 26,
+                num_attention_heads: 8,
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                max_position_embeddings: 131_072,
             }),
             _ => None,
         }
     }
 }
 
-/// Typed reading of keys; a wrong value is noted and replaced by the default, so that reading goes on.
-struct Fields<'a> {
-    json: &'a Map<String, Value>,
-    problems: Vec<String>,
-}
-
 impl Fields<'_> {
-    fn value(&self, key: &str) -> Option<&Value> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn optional_size(&mut self, key: &str) -> Option<usize> {
-        let value = self.value(key)?;
-        match value.as_u64() {
-            Some(size @ 1..=LARGEST_SIZE) => Some(size as usize),
-            _ => {
-                let problem = format!("{key} is {value}, expected a positive whole number up to {LARGEST_SIZE}");
-                self.problems.push(problem);
-                None
-            }
-        }
-    }
-
-    fn size(&mut self, key: &str, default: usize) -> usize {
-        self.optional_size(key).unwrap_or(default)
-    }
-
-    fn positive(&mut self, key: &str, default: f64) -> f64 {
-        let Some(value) = self.value(key) else { return default };
-        let number = value.as_f64();
-        if number.is_none_or(|number| number <= 0.0) {
-            let problem = format!("{key} is {value}, expected a positive number");
-            self.problems.push(problem);
-        }
-        number.unwrap_or(default)
-    }
-
-    fn flag(&mut self, key: &str, default: bool) -> bool {
-        let Some(value) = self.value(key) else { return default };
-        let flag = value.as_bool();
-        if flag.is_none() {
-            let problem = format!("{key} is {value}, expected true or false");
-            self.problems.push(problem);
-        }
-        flag.unwrap_or(default)
-    }
-
-    fn text(&mut self, key: &str, default: &str) -> String {
-        let Some(value) = self.value(key) else { return default.to_owned() };
-        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-    }
-
-    /// The window of each block. Mistral's holds everywhere; Qwen2's only where `layer_types` (or, without it,
-    /// `max_window_layers`) says so, and only with `use_sliding_window`.
+    /// The window of each block. Mistral's holds everywhere; Qwen's only where `layer_types` (or, without it,
+    /// `max_window_layers`) says so, and only with `use_sliding_window`; Gemma's where `layer_types` says so, or in all
+    /// blocks but every sixth.
     fn sliding_windows(&mut self, model_type: &str, blocks: usize) -> Vec<Option<usize>> {
         const DEFAULT: usize = 4096;
         if model_type == "llama" {
@@ -248,8 +249,14 @@ impl Fields<'_> {
         if model_type == "mistral" {
             return vec![window; blocks];
         }
-        let window = window.filter(|_| self.flag("use_sliding_window", false));
+        let is_gemma = model_type == "gemma3_text";
+        let window = window.filter(|_| is_gemma || self.flag("use_sliding_window", false));
         let Some(types) = self.value("layer_types").cloned() else {
+            if is_gemma {
+                let pattern = self.size("_sliding_window_pattern", 6);
+                let pattern = self.size("sliding_window_pattern", pattern);
+                return (1..=blocks).map(|block| window.filter(|_| !block.is_multiple_of(pattern))).collect();
+            }
             let full = match self.json.get("max_window_layers").and_then(Value::as_u64) {
                 Some(0) => 0,
                 _ => self.size("max_window_layers", 28),
@@ -285,9 +292,31 @@ impl Fields<'_> {
             (Some(scaling), _) => ("rope_scaling", scaling),
             (None, parameters) => ("rope_parameters", parameters.unwrap_or(&nothing)),
         };
-        let mut nested = Fields { json: parameters, problems: Vec::new() };
-        let outer_theta = self.positive("rope_theta", DEFAULT_THETA);
-        let theta = nested.positive("rope_theta", outer_theta);
+        let theta = self.positive("rope_theta", DEFAULT_THETA);
+        self.rope_of(name, parameters, theta, max_position_embeddings)
+    }
+
+    /// Gemma 3's two embeddings, of blocks that see everything and of those with a window: `rope_parameters` by layer
+    /// type, or the older `rope_theta`, `rope_scaling` (of the former alone) and `rope_local_base_freq`.
+    fn gemma_ropes(&mut self, max_position_embeddings: usize) -> (Rope, Rope) {
+        let nothing = Map::new();
+        let json = self.json;
+        let theta = self.positive("rope_theta", 1_000_000.0);
+        let local_theta = self.positive("rope_local_base_freq", 10_000.0);
+        let by_type = json.get("rope_parameters").and_then(Value::as_object);
+        let scaling = json.get("rope_scaling").and_then(Value::as_object);
+        let mut rope = |layer_type: &str, scaling: Option<&Map<String, Value>>, theta| {
+            let own = by_type.and_then(|types| types.get(layer_type)).and_then(Value::as_object);
+            let name = format!("rope_parameters.{layer_type}");
+            self.rope_of(&name, scaling.or(own).unwrap_or(&nothing), theta, max_position_embeddings)
+        };
+        (rope("full_attention", scaling, theta), rope("sliding_attention", None, local_theta))
+    }
+
+    /// The embedding that one object describes; `theta` where it does not say.
+    fn rope_of(&mut self, name: &str, parameters: &Map<String, Value>, theta: f64, max_positions: usize) -> Rope {
+        let mut nested = Fields::new(parameters);
+        let theta = nested.positive("rope_theta", theta);
         let old_name = nested.text("type", "default");
         let kind = nested.text("rope_type", &old_name);
         let partial = self.positive("partial_rotary_factor", 1.0);
@@ -298,7 +327,7 @@ impl Fields<'_> {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: nested.required("factor") },
             "llama3" => {
-                let original = nested.size("original_max_position_embeddings", max_position_embeddings);
+                let original = nested.size("original_max_position_embeddings", max_positions);
                 let scaling = RopeScaling::Llama3 {
                     factor: nested.required("factor"),
                     low_freq_factor: nested.required("low_freq_factor"),
@@ -323,11 +352,17 @@ impl Fields<'_> {
         Rope { theta, scaling }
     }
 
-    fn required(&mut self, key: &str) -> f64 {
-        if self.value(key).is_none() {
-            self.problems.push(format!("{key} is missing"));
+    /// Notes what Gemma 3's configuration class allows and no published text model uses.
+    fn refuse_unlike_gemma3_text(&mut self) {
+        for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
+            if let Some(value) = self.value(key) {
+                let problem = format!("{key} is {value}: logits are not capped, only null is supported");
+                self.problems.push(problem);
+            }
         }
-        self.positive(key, 1.0)
+        if self.flag("use_bidirectional_attention", false) {
+            self.problems.push("use_bidirectional_attention is true: only causal attention is supported".to_owned());
+        }
     }
 }
 
@@ -415,7 +450,7 @@ mod tests {
     fn all_problems_are_reported_together() {
         let found = problems(json!({
             "model_type": "llama", "hidden_size": -1, "num_attention_heads": 6, "num_key_value_heads": 4,
-            "head_dim": 7, "hidden_act": "gelu", "rms_norm_eps": "small", "tie_word_embeddings": 1,
+            "head_dim": 7, "hidden_act": "mish", "rms_norm_eps": "small", "tie_word_embeddings": 1,
             "num_hidden_layers": 2_000_000_000, "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
             "quantization_config": {"quant_method": "gptq"},
         }));
@@ -425,10 +460,10 @@ mod tests {
             "head_dim 7 is not even",
             "num_hidden_layers 2000000000",
             "rms_norm_eps is \"small\"",
-            "hidden_act \"gelu\"",
+            "hidden_act \"mish\"",
             "quantization_config",
-            "tie_word_embeddings is 1",
             "rope_scaling: rope_type \"yarn\" is not supported; known: default, linear, llama3",
+            "tie_word_embeddings is 1",
         ];
         assert_eq!(found.len(), expected.len(), "{found:?}");
         for (found, expected) in found.iter().zip(expected) {
@@ -443,7 +478,42 @@ mod tests {
 
     #[test]
     fn an_unknown_model_type_lists_the_known_ones() {
-        let text = config(json!({"model_type": "gpt2"})).unwrap_err().to_string();
-        assert!(text.contains("\"gpt2\"") && text.contains("llama, mistral, qwen2"), "{text}");
+        let text = config(json!({"model_type": "gpt9"})).unwrap_err().to_string();
+        assert!(text.contains("\"gpt9\"") && text.contains("llama, mistral, qwen2"), "{text}");
+    }
+
+    #[test]
+    fn qwen3_norms_heads_of_a_width_of_their_own() {
+        let qwen3 = config(json!({"model_type": "qwen3", "hidden_size": 64})).unwrap();
+        assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads, qwen3.attention_scale), (128, 32, 128f32.powf(-0.5)));
+        assert!(qwen3.query_key_norm && !qwen3.qkv_bias && !qwen3.output_norms && !qwen3.centred_norms);
+    }
+
+    #[test]
+    fn gemma3_has_two_kinds_of_blocks() {
+        let gemma = |extra: Value| {
+            let mut json = json!({"model_type": "gemma3_text", "num_hidden_layers": 7, "hidden_size": 64});
+            json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            config(json).unwrap()
+        };
+        let old = gemma(json!({
+            "sliding_window": 16, "rope_theta": 5e5, "rope_local_base_freq": 2e4, "query_pre_attn_scalar": 64,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        }));
+        assert_eq!(old.sliding_windows, [Some(16), Some(16), Some(16), Some(16), Some(16), None, Some(16)]);
+        assert_eq!(old.rope, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 8.0 } });
+        assert_eq!(old.local_rope, Some(Rope { theta: 2e4, scaling: RopeScaling::Default }));
+        assert_eq!((old.embedding_scale, old.attention_scale, old.head_dim), (8.0, 0.125, 256));
+        assert!(old.tie_word_embeddings && old.query_key_norm && old.output_norms && old.centred_norms);
+        let new = gemma(json!({
+            "layer_types": vec!["full_attention"; 7], "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            },
+        }));
+        assert_eq!((new.rope, new.local_rope), (old.rope, old.local_rope));
+        assert_eq!(new.sliding_windows, [None; 7]);
+        let found = problems(json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}));
+        assert!(found[0].contains("final_logit_softcapping is 30.0"), "{found:?}");
     }
 }

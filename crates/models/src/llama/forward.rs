@@ -2,9 +2,7 @@
 //! to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{
-    Activation, Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var,
-};
+use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
 
 use crate::cache::Cache;
 use crate::llama::{Llama, LlamaLayer};
@@ -30,23 +28,31 @@ impl Model for Llama {
             None => vec![0; forward.segments().len()],
         };
         let fresh: Vec<bool> = past.iter().map(|past| *past == 0).collect();
-        let embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), inputs.ids);
+        let mut embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), inputs.ids);
+        if self.config.embedding_scale != 1.0 {
+            embedded = forward.tape().scale(embedded, self.config.embedding_scale);
+        }
         let mut x = forward.input(self.input, embedded, &fresh);
         let rotary = self.rotary(forward, &past);
         for (block, layer) in self.layers.iter().enumerate() {
-            let normed = forward.rms_norm(layer.input_layernorm.site, layer.input_layernorm.base(), &x, self.epsilon());
-            let attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
+            let normed = self.norm(forward, &layer.input_layernorm, &x);
+            let mut attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
+            if let Some(norm) = &layer.attention_output_norm {
+                attended = self.norm(forward, norm, &attended);
+            }
             x = forward.hidden(layer.after_attention, &x, attended);
-            let norm = &layer.post_attention_layernorm;
-            let normed = forward.rms_norm(norm.site, norm.base(), &x, self.epsilon());
+            let normed = self.norm(forward, &layer.feed_forward_norm, &x);
             let gate = linear(forward, &layer.gate_proj, &normed);
             let up = linear(forward, &layer.up_proj, &normed);
-            let gated = forward.tape().gated(Activation::Silu, &gate, &up);
+            let gated = forward.tape().gated(self.config.activation, &gate, &up);
             drop((gate, up));
-            let fed = linear(forward, &layer.down_proj, &gated);
+            let mut fed = linear(forward, &layer.down_proj, &gated);
+            if let Some(norm) = &layer.feed_forward_output_norm {
+                fed = self.norm(forward, norm, &fed);
+            }
             x = forward.hidden(layer.after_feed_forward, &x, fed);
         }
-        let hidden = forward.rms_norm(self.norm.site, self.norm.base(), &x, self.epsilon());
+        let hidden = self.norm(forward, &self.norm, &x);
         forward.output(hidden)
     }
 
@@ -74,7 +80,7 @@ impl Llama {
         block: usize,
         layer: &LlamaLayer,
         normed: &Var,
-        rotary: &Rotary,
+        rotary: &Angles,
         cache: Option<&mut Cache>,
     ) -> Var {
         let config = &self.config;
@@ -82,13 +88,18 @@ impl Llama {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            scale: 1.0 / (config.head_dim as f32).sqrt(),
+            scale: config.attention_scale,
             causal: true,
             window: layer.sliding_window,
         };
-        let query = linear(forward, &layer.q_proj, normed);
-        let keys = linear(forward, &layer.k_proj, normed);
+        let mut query = linear(forward, &layer.q_proj, normed);
+        let mut keys = linear(forward, &layer.k_proj, normed);
         let values = linear(forward, &layer.v_proj, normed);
+        if let Some([query_norm, key_norm]) = &layer.query_key_norms {
+            query = self.norm(forward, query_norm, &query);
+            keys = self.norm(forward, key_norm, &keys);
+        }
+        let rotary = if layer.sliding_window.is_some() { &rotary.local } else { &rotary.global };
         let query = forward.tape().rotary(query, rotary);
         let keys = forward.tape().rotary(keys, rotary);
         let attended = match cache {
@@ -102,17 +113,33 @@ impl Llama {
     }
 
     /// The angles of the batch's rows, virtual tokens included.
-    fn rotary(&self, forward: &Forward<'_>, past: &[usize]) -> Rotary {
+    fn rotary(&self, forward: &Forward<'_>, past: &[usize]) -> Angles {
         let offsets = forward.position_offsets();
         let starts = past.iter().zip(offsets).map(|(past, offset)| past + offset);
         let positions: Vec<usize> =
             forward.segments().ranges().zip(starts).flat_map(|(range, start)| start..start + range.len()).collect();
-        Rotary::new(&self.config.inverse_frequencies(), &positions, 1.0)
+        let global = Rotary::new(&self.config.inverse_frequencies(), &positions, 1.0);
+        let local = match self.config.local_rope {
+            Some(_) => Rotary::new(&self.config.local_inverse_frequencies(), &positions, 1.0),
+            None => global.clone(),
+        };
+        Angles { global, local }
     }
 
-    fn epsilon(&self) -> f32 {
-        self.config.rms_norm_eps as f32
+    fn norm(&self, forward: &mut Forward<'_>, norm: &SiteWeight, x: &Var) -> Var {
+        let epsilon = self.config.rms_norm_eps as f32;
+        if self.config.centred_norms {
+            forward.centred_rms_norm(norm.site, norm.base(), x, epsilon)
+        } else {
+            forward.rms_norm(norm.site, norm.base(), x, epsilon)
+        }
     }
+}
+
+/// The angles in blocks that see everything, and in those with a sliding window.
+struct Angles {
+    global: Rotary,
+    local: Rotary,
 }
 
 fn linear(forward: &mut Forward<'_>, linear: &SiteWeight, x: &Var) -> Var {

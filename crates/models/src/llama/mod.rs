@@ -1,5 +1,6 @@
 //! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward.
-//! Llama, Mistral (sliding window), Qwen2 (query, key and value biases) and SmolLM2 differ by configuration only.
+//! Llama, Mistral (sliding window), Qwen2 (query, key and value biases), Qwen3 (normed queries and keys), Gemma 3 (those,
+//! norms around each sub-layer, two kinds of blocks) and SmolLM2 differ by configuration only.
 
 mod config;
 mod forward;
@@ -53,15 +54,22 @@ pub(crate) struct LlamaLayer {
     pub(crate) q_proj: SiteWeight,
     pub(crate) k_proj: SiteWeight,
     pub(crate) v_proj: SiteWeight,
+    /// Norms of each head of queries and keys.
+    pub(crate) query_key_norms: Option<[SiteWeight; 2]>,
     pub(crate) o_proj: SiteWeight,
     /// The attention site: keys and values.
     pub(crate) attention: SiteId,
+    /// The norm of what attention computes, before it is added (Gemma's `post_attention_layernorm`).
+    pub(crate) attention_output_norm: Option<SiteWeight>,
     /// The hidden site after attention.
     pub(crate) after_attention: SiteId,
-    pub(crate) post_attention_layernorm: SiteWeight,
+    /// The norm before the feed-forward: `post_attention_layernorm`, Gemma's `pre_feedforward_layernorm`.
+    pub(crate) feed_forward_norm: SiteWeight,
     pub(crate) gate_proj: SiteWeight,
     pub(crate) up_proj: SiteWeight,
     pub(crate) down_proj: SiteWeight,
+    /// The norm of what the feed-forward computes, before it is added (Gemma's `post_feedforward_layernorm`).
+    pub(crate) feed_forward_output_norm: Option<SiteWeight>,
     /// The hidden site after the feed-forward.
     pub(crate) after_feed_forward: SiteId,
     /// A query sees at most this many keys, itself included.
@@ -70,18 +78,14 @@ pub(crate) struct LlamaLayer {
 
 impl LlamaLayer {
     /// Its weight sites, in site order.
-    fn weights(&self) -> [&SiteWeight; 9] {
-        [
-            &self.input_layernorm,
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.o_proj,
-            &self.post_attention_layernorm,
-            &self.gate_proj,
-            &self.up_proj,
-            &self.down_proj,
-        ]
+    fn weights(&self) -> impl Iterator<Item = &SiteWeight> {
+        [&self.input_layernorm, &self.q_proj, &self.k_proj, &self.v_proj]
+            .into_iter()
+            .chain(self.query_key_norms.iter().flatten())
+            .chain([&self.o_proj])
+            .chain(&self.attention_output_norm)
+            .chain([&self.feed_forward_norm, &self.gate_proj, &self.up_proj, &self.down_proj])
+            .chain(&self.feed_forward_output_norm)
     }
 }
 

@@ -38,19 +38,23 @@ impl Llama {
         let (input, _) = next();
         let embed_tokens = SiteWeight { site: next().0, weight: embed_tokens, bias: None };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        let (query_key_norm, output_norms) = (config.query_key_norm, config.output_norms);
         for sliding_window in &config.sliding_windows {
             layers.push(LlamaLayer {
                 input_layernorm: weight(next())?,
                 q_proj: weight(next())?,
                 k_proj: weight(next())?,
                 v_proj: weight(next())?,
-                o_proj: weight(next())?,
+                query_key_norms: if query_key_norm { Some([weight(next())?, weight(next())?]) } else { None },
                 attention: next().0,
+                o_proj: weight(next())?,
+                attention_output_norm: if output_norms { Some(weight(next())?) } else { None },
                 after_attention: next().0,
-                post_attention_layernorm: weight(next())?,
+                feed_forward_norm: weight(next())?,
                 gate_proj: weight(next())?,
                 up_proj: weight(next())?,
                 down_proj: weight(next())?,
+                feed_forward_output_norm: if output_norms { Some(weight(next())?) } else { None },
                 after_feed_forward: next().0,
                 sliding_window: *sliding_window,
             });
@@ -143,17 +147,30 @@ fn sites(config: &LlamaConfig) -> Vec<Site> {
             sites.push(site(&path, kind, role, Some(block), rows, cols, has_bias));
         };
         let (qkv_bias, output_bias, mlp_bias) = (config.qkv_bias, config.output_bias, config.mlp_bias);
-        add("input_layernorm", SiteKind::Norm, Role::BlockNorm, (1, hidden), false);
+        let norm = (SiteKind::Norm, Role::BlockNorm);
+        add("input_layernorm", norm.0, norm.1, (1, hidden), false);
         add("self_attn.q_proj", SiteKind::Linear, Role::Query, (queries, hidden), qkv_bias);
         add("self_attn.k_proj", SiteKind::Linear, Role::Key, (keys, hidden), qkv_bias);
         add("self_attn.v_proj", SiteKind::Linear, Role::Value, (keys, hidden), qkv_bias);
-        add("self_attn.o_proj", SiteKind::Linear, Role::AttentionOutput, (hidden, queries), output_bias);
+        if config.query_key_norm {
+            add("self_attn.q_norm", norm.0, norm.1, (1, config.head_dim), false);
+            add("self_attn.k_norm", norm.0, norm.1, (1, config.head_dim), false);
+        }
         add("self_attn", SiteKind::Attention, Role::SelfAttention, (keys, keys), false);
+        add("self_attn.o_proj", SiteKind::Linear, Role::AttentionOutput, (hidden, queries), output_bias);
+        // Gemma calls by Llama's name of the norm before the feed-forward the one after attention.
+        if config.output_norms {
+            add("post_attention_layernorm", norm.0, norm.1, (1, hidden), false);
+        }
         add("self_attn", SiteKind::Hidden, Role::AfterAttention, (hidden, hidden), false);
-        add("post_attention_layernorm", SiteKind::Norm, Role::BlockNorm, (1, hidden), false);
+        let before = if config.output_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        add(before, norm.0, norm.1, (1, hidden), false);
         add("mlp.gate_proj", SiteKind::Linear, Role::FeedForwardGate, (inner, hidden), mlp_bias);
         add("mlp.up_proj", SiteKind::Linear, Role::FeedForwardUp, (inner, hidden), mlp_bias);
         add("mlp.down_proj", SiteKind::Linear, Role::FeedForwardDown, (hidden, inner), mlp_bias);
+        if config.output_norms {
+            add("post_feedforward_layernorm", norm.0, norm.1, (1, hidden), false);
+        }
         add("mlp", SiteKind::Hidden, Role::AfterFeedForward, (hidden, hidden), false);
     }
     sites.push(site("model.norm", SiteKind::Norm, Role::FinalNorm, None, 1, hidden, false));
