@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Fine-tunes language models by training a few small parts on a frozen base.
@@ -91,6 +91,7 @@ Examples:
   tunesmith generate -m smollm2-135m-instruct --chat 'Who are you?'      one answer
   tunesmith generate -a runs/first --temperature 0.8 --top-p 0.95 'Once upon a time'
   tunesmith generate -a runs/first --prompts-file prompts.txt            a prompt a line, one batch
+  tunesmith generate -a runs/first --num-beams 4 --no-repeat-ngram-size 3 'name : Blue Spice'
   echo 'Dear' | tunesmith generate -m smollm2-135m-instruct";
 
 const EVALUATE_EXAMPLES: &str = "\
@@ -212,12 +213,36 @@ pub(crate) struct SamplingArgs {
     /// Makes tokens that have occurred less likely; 1 is off
     #[arg(long, alias = "repetition_penalty", value_name = "FACTOR", default_value_t = 1.0)]
     pub(crate) repetition_penalty: f32,
+    /// Never repeats a run of this many tokens; 0 is off
+    #[arg(long, alias = "no_repeat_ngram_size", value_name = "N", default_value_t = 0)]
+    pub(crate) no_repeat_ngram_size: usize,
+    /// Search for the likeliest text with this many beams, instead of taking token after token
+    #[arg(long, alias = "num_beams", value_name = "N", default_value_t = 1)]
+    pub(crate) num_beams: usize,
+    /// With beams: above 0 favours long texts, below 0 short ones
+    #[arg(long, alias = "length_penalty", value_name = "X", default_value_t = 1.0, allow_hyphen_values = true)]
+    pub(crate) length_penalty: f64,
+    /// With beams: whether to stop at as many finished texts as beams (true), when a better one is unlikely (false), or
+    /// when there can be none (never)
+    #[arg(long, alias = "early_stopping", value_name = "WHEN", default_value = "false")]
+    pub(crate) early_stopping: EarlyStoppingArg,
+    /// Texts for each prompt: the best of the beams, or so many draws
+    #[arg(long, alias = "num_return_sequences", value_name = "N", default_value_t = 1)]
+    pub(crate) num_return_sequences: usize,
     /// Stop where this text appears; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
     /// The same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub(crate) seed: u64,
+}
+
+/// Hugging Face's values of `early_stopping`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EarlyStoppingArg {
+    True,
+    False,
+    Never,
 }
 
 #[derive(Debug, Args)]

@@ -147,13 +147,7 @@ fn generation_task(
 
 /// Greedy continuations, as metrics of texts are computed on.
 pub(crate) fn greedy(base: &Base, max_new_tokens: usize) -> GenerationOptions {
-    GenerationOptions {
-        max_new_tokens,
-        sampling: Sampling::default(),
-        stop: Vec::new(),
-        eos_token_ids: base.pretrained.generation.eos_token_ids.clone(),
-        seed: Seed(0),
-    }
+    GenerationOptions::greedy(max_new_tokens, &base.pretrained.generation)
 }
 
 /// The trainer's errors know of files, not of methods.

@@ -10,7 +10,7 @@ pub struct Cache {
     sequences: Vec<SequenceCache>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct SequenceCache {
     /// Keys and values of each block's self-attention, rows of `[tokens, kv_heads · head_dim]`.
     blocks: Vec<Rows>,
@@ -67,6 +67,20 @@ impl Cache {
     pub fn retain(&mut self, keep: &[bool]) {
         let mut keep = keep.iter();
         self.sequences.retain(|_| *keep.next().expect("one mark a sequence"));
+    }
+
+    /// Makes the sequences those that `chosen` names, in that order; one may be named several times.
+    pub(crate) fn select(&mut self, chosen: &[usize]) {
+        let mut uses = vec![0; self.sequences.len()];
+        chosen.iter().for_each(|sequence| uses[*sequence] += 1);
+        let mut old: Vec<Option<SequenceCache>> = std::mem::take(&mut self.sequences).into_iter().map(Some).collect();
+        let take = |sequence: &usize| {
+            uses[*sequence] -= 1;
+            let cache = &mut old[*sequence];
+            let taken = if uses[*sequence] == 0 { cache.take() } else { cache.clone() };
+            taken.expect("a cache is moved out only at its last use")
+        };
+        self.sequences = chosen.iter().map(take).collect();
     }
 
     /// Adds the batch's keys and values, both `[tokens, kv_heads · head_dim]`, to one block's rows.

@@ -1,9 +1,11 @@
 //! Generation with a cache, for batches of prompts of different lengths.
 
-use tunesmith_tensor::{Adapter, Forward, Seed, Segments, Stream, Tape, Workspace};
+use tunesmith_tensor::{Adapter, Seed, Stream, Workspace};
 
 use crate::cache::Cache;
-use crate::model::{DecoderInputs, Inputs, Model, ModelKind};
+use crate::generation_defaults::GenerationDefaults;
+use crate::model::Model;
+use crate::next_token::{Sequence, begin, longest, next_logits};
 use crate::sampling::Sampling;
 use crate::text_stream::TextStream;
 use crate::tokenizer::TextTokenizer;
@@ -22,8 +24,37 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// Tokens that end a generation; they are not part of it.
     pub eos_token_ids: Vec<u32>,
+    /// The token that the first new one is (`forced_bos_token_id`), of an encoder-decoder.
+    pub forced_bos_token_id: Option<u32>,
+    /// The token that the last possible one is (`forced_eos_token_id`).
+    pub forced_eos_token_id: Option<u32>,
     /// Prompt `i` draws from stream `i` of this seed, whatever else is in the batch.
     pub seed: Seed,
+}
+
+impl GenerationOptions {
+    /// The likeliest token each time, with the ends and forced tokens that a model's files name.
+    pub fn greedy(max_new_tokens: usize, defaults: &GenerationDefaults) -> Self {
+        Self {
+            max_new_tokens,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            eos_token_ids: defaults.eos_token_ids.clone(),
+            forced_bos_token_id: defaults.forced_bos_token_id,
+            forced_eos_token_id: defaults.forced_eos_token_id,
+            seed: Seed(0),
+        }
+    }
+
+    /// Leaves only the forced token, where there is one: `length` tokens are there and there may be `longest`.
+    pub(crate) fn force(&self, logits: &mut [f32], length: usize, longest: usize) {
+        let first = self.forced_bos_token_id.filter(|_| length == 1);
+        let last = self.forced_eos_token_id.filter(|_| length + 1 == longest);
+        if let Some(token) = last.or(first) {
+            logits.fill(f32::NEG_INFINITY);
+            logits[token as usize] = 0.0;
+        }
+    }
 }
 
 /// Why a generation ended.
@@ -63,23 +94,19 @@ pub fn generate(
     mut on_text: impl FnMut(usize, &str),
 ) -> Vec<Generated> {
     assert_eq!(prompts.len(), adapters.len(), "each prompt names its adapter");
-    let limit = model.info().max_positions;
     let mut running: Vec<Running<'_>> = prompts
         .iter()
         .enumerate()
         .map(|(index, prompt)| {
-            let (source, tokens) = match model.info().kind {
-                ModelKind::EncoderDecoder { decoder_start_token_id, .. } => {
-                    (prompt.clone(), vec![decoder_start_token_id])
-                }
-                _ => (Vec::new(), prompt.clone()),
-            };
+            let (source, tokens) = begin(model, prompt);
+            let longest = (tokens.len() + options.max_new_tokens).min(longest(model, adapters[index]));
             Running {
                 index,
                 adapter: adapters[index],
                 prompt: tokens.len(),
                 source,
                 tokens,
+                longest,
                 text: TextStream::new(tokenizer, &options.stop),
                 stream: options.seed.stream("sampling", index as u64),
                 finish: (options.max_new_tokens == 0).then_some(FinishReason::Length),
@@ -95,13 +122,13 @@ pub fn generate(
         let end = prefill_end(&running, prefilled);
         let batch = &mut running[prefilled..end];
         let mut part = Cache::new(batch.len(), model.info());
-        step(model, workspace, batch, &mut part, options, limit, &mut on_text);
+        step(model, workspace, batch, &mut part, options, &mut on_text);
         cache.append(part);
         prefilled = end;
     }
     retire(&mut running, &mut cache, &mut done);
     while !running.is_empty() {
-        step(model, workspace, &mut running, &mut cache, options, limit, &mut on_text);
+        step(model, workspace, &mut running, &mut cache, options, &mut on_text);
         retire(&mut running, &mut cache, &mut done);
     }
     done.into_iter().map(|generated| generated.expect("every prompt finishes")).collect()
@@ -117,6 +144,8 @@ struct Running<'a> {
     tokens: Vec<u32>,
     /// How many of the tokens were not generated.
     prompt: usize,
+    /// How many it may become.
+    longest: usize,
     text: TextStream<'a>,
     stream: Stream,
     finish: Option<FinishReason>,
@@ -139,44 +168,18 @@ fn step(
     running: &mut [Running<'_>],
     cache: &mut Cache,
     options: &GenerationOptions,
-    limit: usize,
     on_text: &mut impl FnMut(usize, &str),
 ) {
-    let fresh = |(sequence, run): (usize, &Running<'_>)| {
-        let new = if cache.length(sequence) == 0 { 0 } else { run.tokens.len() - 1 };
-        run.tokens[new..].to_vec()
-    };
-    let inputs: Vec<Vec<u32>> = running.iter().enumerate().map(fresh).collect();
-    let ids = inputs.concat();
-    let segments = Segments::from_lengths(inputs.iter().map(Vec::len));
-    let last_rows = segments.ranges().map(|range| range.end - 1).collect();
-    let encodes = matches!(model.info().kind, ModelKind::EncoderDecoder { .. });
-    let sources: Vec<&[u32]> = running
-        .iter()
-        .enumerate()
-        .map(|(sequence, run)| if cache.length(sequence) == 0 { &run.source[..] } else { &[] })
-        .collect();
-    let source = sources.concat();
-    let adapters: Vec<_> = running.iter().map(|run| run.adapter).collect();
-    let logits = workspace.run(|| {
-        let mut tape = Tape::evaluating(workspace);
-        let decoder = DecoderInputs { ids: &ids, segments: &segments };
-        let (inputs, first_segments) = if encodes {
-            let lengths = sources.iter().map(|source| source.len());
-            let inputs = Inputs { ids: &source, token_type_ids: &[], decoder: Some(decoder) };
-            (inputs, Segments::from_lengths(lengths))
-        } else {
-            (Inputs::tokens(&ids), segments.clone())
-        };
-        let mut forward = Forward::mixed(&mut tape, first_segments, &adapters);
-        let hidden = model.hidden_states(&mut forward, &inputs, Some(cache));
-        let hidden = forward.tape().gather_rows(&hidden, last_rows);
-        let one_each = Segments::from_lengths(adapters.iter().map(|_| 1));
-        model.logits(&mut forward, &hidden, &one_each)
-    });
+    let sequences =
+        running.iter().map(|run| Sequence { adapter: run.adapter, source: &run.source, tokens: &run.tokens });
+    let sequences: Vec<Sequence<'_>> = sequences.collect();
+    let logits = next_logits(model, workspace, &sequences, cache);
+    drop(sequences);
     for (row, run) in running.iter_mut().enumerate() {
-        let token = options.sampling.choose(logits.value().row(row), &run.tokens, &mut run.stream);
-        run.finish = run.accept(token, options, limit, on_text);
+        let mut logits = logits.value().row(row).to_vec();
+        options.force(&mut logits, run.tokens.len(), run.longest);
+        let token = options.sampling.choose(&logits, &run.tokens, &mut run.stream);
+        run.finish = run.accept(token, options, on_text);
     }
 }
 
@@ -186,7 +189,6 @@ impl Running<'_> {
         &mut self,
         token: u32,
         options: &GenerationOptions,
-        limit: usize,
         on_text: &mut impl FnMut(usize, &str),
     ) -> Option<FinishReason> {
         let index = self.index;
@@ -205,7 +207,7 @@ impl Running<'_> {
         if stopped {
             return Some(FinishReason::Stop);
         }
-        if self.tokens.len() - self.prompt == options.max_new_tokens || self.tokens.len() >= limit {
+        if self.tokens.len() >= self.longest {
             show(&self.text.finish());
             return Some(FinishReason::Length);
         }

@@ -18,6 +18,10 @@ pub struct GenerationDefaults {
     pub eos_token_ids: Vec<u32>,
     /// The token that begins a text.
     pub bos_token_id: Option<u32>,
+    /// The token that an encoder-decoder's texts begin with.
+    pub forced_bos_token_id: Option<u32>,
+    /// The token that texts of the greatest length end with.
+    pub forced_eos_token_id: Option<u32>,
     /// `generation_config.json`, for saving.
     pub json: Option<Map<String, Value>>,
 }
@@ -42,7 +46,9 @@ impl GenerationDefaults {
         };
         let bos_token_id = ids("bos_token_id")?.first().copied();
         let eos_token_ids = ids("eos_token_id")?;
-        Ok(Self { eos_token_ids, bos_token_id, json })
+        let forced_bos_token_id = ids("forced_bos_token_id")?.first().copied();
+        let forced_eos_token_id = ids("forced_eos_token_id")?.first().copied();
+        Ok(Self { eos_token_ids, bos_token_id, forced_bos_token_id, forced_eos_token_id, json })
     }
 
     /// From GGUF metadata, which may name an end of turn beside the end of text.
@@ -61,7 +67,7 @@ impl GenerationDefaults {
             "eos_token_id": eos_token_ids,
             "pad_token_id": token("padding")?,
         });
-        Ok(Self { eos_token_ids, bos_token_id, json: saved.as_object().cloned() })
+        Ok(Self { eos_token_ids, bos_token_id, json: saved.as_object().cloned(), ..Self::default() })
     }
 
     /// Fills in from the tokenizer what the model's files do not say.

@@ -2,6 +2,7 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod architectures;
+mod beam_search;
 mod cache;
 mod chat;
 mod encoder;
@@ -19,6 +20,7 @@ mod json;
 pub mod llama;
 mod load;
 mod model;
+mod next_token;
 mod number_format;
 mod python_json;
 mod renamed;
@@ -31,6 +33,7 @@ mod text_stream;
 mod tokenizer;
 mod weights;
 
+pub use beam_search::{BeamSearch, EarlyStopping, Hypothesis, beam_search, search};
 pub use cache::Cache;
 pub use chat::{Message, Turn};
 pub use error::{ModelError, TensorProblem};

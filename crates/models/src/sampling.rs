@@ -15,11 +15,13 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divides positive logits, and multiplies negative ones, of tokens already present (Keskar et al. 2019); 1 is off.
     pub repetition_penalty: f32,
+    /// Forbids tokens that would repeat a run of this many tokens; 0 forbids nothing.
+    pub no_repeat_ngram_size: usize,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, no_repeat_ngram_size: 0 }
     }
 }
 
@@ -59,16 +61,24 @@ impl Sampling {
         candidates.last().expect("filters keep the likeliest token").0
     }
 
-    fn penalise(&self, logits: &mut [f32], seen: &[u32]) {
-        if self.repetition_penalty == 1.0 {
-            return;
+    /// Applies the penalties to logits or log-probabilities of the token that follows `seen`.
+    pub(crate) fn penalise(&self, logits: &mut [f32], seen: &[u32]) {
+        if self.repetition_penalty != 1.0 {
+            let mut distinct = seen.to_vec();
+            distinct.sort_unstable();
+            distinct.dedup();
+            for token in distinct {
+                let logit = &mut logits[token as usize];
+                let penalty = self.repetition_penalty;
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
         }
-        let mut distinct = seen.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        for token in distinct {
-            let logit = &mut logits[token as usize];
-            *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+        let size = self.no_repeat_ngram_size;
+        if size > 0 && seen.len() >= size {
+            let last = &seen[seen.len() + 1 - size..];
+            for run in seen.windows(size).filter(|run| run[..size - 1] == *last) {
+                logits[run[size - 1] as usize] = f32::NEG_INFINITY;
+            }
         }
     }
 
@@ -147,6 +157,20 @@ mod tests {
         sampling.penalise(&mut logits, &[1, 1, 3]);
         assert_eq!(logits, [1.0, 1.5, 2.0, -2.0]);
         assert_eq!(sampling.choose(&LOGITS, &[1], &mut Seed(0).stream("sampling", 0)), 2);
+    }
+
+    #[test]
+    fn runs_of_tokens_are_not_repeated() {
+        let after = |size: usize, seen: &[u32]| {
+            let mut logits = [0.0; 4];
+            Sampling { no_repeat_ngram_size: size, ..Sampling::default() }.penalise(&mut logits, seen);
+            (0..4).filter(|token| logits[*token as usize] == f32::NEG_INFINITY).collect::<Vec<u32>>()
+        };
+        assert_eq!(after(2, &[0, 1, 0, 2, 0]), [1, 2]);
+        assert_eq!(after(3, &[0, 1, 2, 3, 0, 1]), [2]);
+        assert_eq!(after(1, &[0, 3]), [0, 3]);
+        assert!(after(3, &[0, 1]).is_empty());
+        assert!(after(0, &[0, 0, 0]).is_empty());
     }
 
     #[test]

@@ -74,6 +74,12 @@ impl Adapter {
         self.attention.values().next().map_or(0, |tuner| tuner.length())
     }
 
+    /// Positions that virtual tokens and prefixes take of each sequence's.
+    pub fn virtual_tokens(&self) -> usize {
+        let input = self.input.values().next().map_or(0, |tuner| tuner.length() + tuner.infix_length());
+        self.prefix_length() + input
+    }
+
     /// Whether every tuner acts on a weight, so that the adapter can be merged into the base.
     pub fn is_mergeable(&self) -> bool {
         self.hidden.is_empty() && self.attention.is_empty() && self.input.is_empty()

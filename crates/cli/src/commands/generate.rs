@@ -6,28 +6,38 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use anyhow::Context;
 use serde_json::json;
 use tunesmith_methods::BuiltAdapter;
-use tunesmith_models::{FinishReason, Generated, GenerationOptions, Message, Sampling, generate};
+use tunesmith_models::{
+    BeamSearch, EarlyStopping, FinishReason, Generated, GenerationOptions, Message, Sampling, beam_search, generate,
+};
 use tunesmith_tensor::{Seed, Workspace};
 
-use crate::args::{GenerateArgs, SamplingArgs};
+use crate::args::{EarlyStoppingArg, GenerateArgs, SamplingArgs};
 use crate::base::{Base, tuners};
 use crate::failure::Misuse;
 use crate::terminal;
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let sampling = sampling(&args.sampling)?;
+    let (sampling, beams) = (sampling(&args.sampling)?, beams(&args.sampling)?);
     let prompts = prompts(args)?;
     let (base, adapter) = Base::from_args(&args.model)?;
     let options = GenerationOptions {
-        max_new_tokens: args.sampling.max_new_tokens,
         sampling,
         stop: args.sampling.stop.clone(),
-        eos_token_ids: base.pretrained.generation.eos_token_ids.clone(),
         seed: Seed(args.sampling.seed),
+        ..GenerationOptions::greedy(args.sampling.max_new_tokens, &base.pretrained.generation)
     };
-    let generator = Generator { base: &base, adapter: &adapter, options, workspace: Workspace::new() };
+    let workspace = Workspace::new();
+    let texts = args.sampling.num_return_sequences;
+    let generator = Generator { base: &base, adapter: &adapter, options, beams, texts, workspace };
     let system = args.system.as_deref();
-    let Some(prompts) = prompts else { return generator.converse(system) };
+    let Some(prompts) = prompts else {
+        if texts > 1 {
+            return Err(
+                Misuse("a conversation has one answer to a message: leave --num-return-sequences".into()).into()
+            );
+        }
+        return generator.converse(system);
+    };
     let encoded: Vec<Vec<u32>> = prompts
         .iter()
         .map(
@@ -35,7 +45,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         )
         .collect::<anyhow::Result<_>>()?;
     match &encoded[..] {
-        [prompt] if !args.json => {
+        [prompt] if !args.json && texts == 1 => {
             generator.stream(prompt)?;
             writeln!(io::stdout())?;
             Ok(())
@@ -78,6 +88,7 @@ fn sampling(args: &SamplingArgs) -> anyhow::Result<Sampling> {
         top_p: args.top_p,
         min_p: args.min_p,
         repetition_penalty: args.repetition_penalty,
+        no_repeat_ngram_size: args.no_repeat_ngram_size,
     };
     let mut problems = sampling.problems();
     let filters = args.top_k != 0 || args.top_p != 1.0 || args.min_p != 0.0;
@@ -85,6 +96,39 @@ fn sampling(args: &SamplingArgs) -> anyhow::Result<Sampling> {
         problems.push("top_k, top_p and min_p need a temperature above 0, such as --temperature 1".to_owned());
     }
     if problems.is_empty() { Ok(sampling) } else { Err(Misuse(problems.join("; ")).into()) }
+}
+
+/// The settings of beam search; `None` for one token after the other.
+fn beams(args: &SamplingArgs) -> anyhow::Result<Option<BeamSearch>> {
+    let early_stopping = match args.early_stopping {
+        EarlyStoppingArg::True => EarlyStopping::AtOnce,
+        EarlyStoppingArg::False => EarlyStopping::Heuristic,
+        EarlyStoppingArg::Never => EarlyStopping::Never,
+    };
+    let (num_beams, num_return_sequences) = (args.num_beams, args.num_return_sequences);
+    let beams = BeamSearch { num_beams, length_penalty: args.length_penalty, early_stopping, num_return_sequences };
+    let is_drawn = args.temperature > 0.0;
+    let mut problems = Vec::new();
+    if num_beams == 1 {
+        if num_return_sequences == 0 {
+            problems.push("num_return_sequences is 0, but must be at least 1".to_owned());
+        }
+        if num_return_sequences > 1 && !is_drawn {
+            problems.push("several texts need --num-beams or a temperature above 0".to_owned());
+        }
+        if args.length_penalty != 1.0 || early_stopping != EarlyStopping::Heuristic {
+            problems.push("length_penalty and early_stopping need beams, such as --num-beams 4".to_owned());
+        }
+    } else {
+        problems.extend(beams.problems());
+        if is_drawn {
+            problems.push("beams are searched, not drawn: leave the temperature at 0".to_owned());
+        }
+    }
+    match problems[..] {
+        [] => Ok((num_beams > 1).then_some(beams)),
+        _ => Err(Misuse(problems.join("; ")).into()),
+    }
 }
 
 fn opening(system: Option<&str>, user: &str) -> Vec<Message> {
@@ -96,8 +140,14 @@ struct Generator<'a> {
     base: &'a Base,
     adapter: &'a Option<BuiltAdapter>,
     options: GenerationOptions,
+    beams: Option<BeamSearch>,
+    /// Texts for each prompt.
+    texts: usize,
     workspace: Workspace,
 }
+
+/// A text, with its score where it comes from beam search.
+type Scored = (Generated, Option<f32>);
 
 impl Generator<'_> {
     fn encode(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
@@ -132,8 +182,14 @@ impl Generator<'_> {
 
     /// Writes one continuation to standard output as it comes.
     fn stream(&self, prompt: &[u32]) -> anyhow::Result<Generated> {
-        let mut written = Ok(());
         let mut out = io::stdout();
+        if self.beams.is_some() {
+            let found = self.texts(&[prompt.to_vec()]).into_iter().flatten().next();
+            let (generated, _) = found.context("a prompt has a continuation")?;
+            out.write_all(generated.text.as_bytes())?;
+            return Ok(generated);
+        }
+        let mut written = Ok(());
         let mut generated = self.generate(&[prompt.to_vec()], |_, piece| {
             if written.is_ok() {
                 written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
@@ -145,19 +201,41 @@ impl Generator<'_> {
 
     fn batch(&self, prompts: &[String], encoded: &[Vec<u32>], as_json: bool) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
-        for (prompt, generated) in prompts.iter().zip(self.generate(encoded, |_, _| {})) {
+        let texts = prompts.iter().zip(self.texts(encoded));
+        for (prompt, (generated, score)) in
+            texts.flat_map(|(prompt, texts)| texts.into_iter().map(move |text| (prompt, text)))
+        {
             if as_json {
                 let finish = match generated.finish {
                     FinishReason::EndOfSequence | FinishReason::Stop => "stop",
                     FinishReason::Length => "length",
                 };
-                let line = json!({"prompt": prompt, "text": generated.text, "finish_reason": finish});
+                let mut line = json!({"prompt": prompt, "text": generated.text, "finish_reason": finish});
+                if let Some(score) = score {
+                    line["score"] = json!(score);
+                }
                 writeln!(out, "{line}")?;
             } else {
                 writeln!(out, "> {prompt}\n{}\n", generated.text)?;
             }
         }
         Ok(())
+    }
+
+    /// The texts of each prompt.
+    fn texts(&self, prompts: &[Vec<u32>]) -> Vec<Vec<Scored>> {
+        let Base { pretrained, .. } = self.base;
+        if let Some(beams) = &self.beams {
+            let adapters = vec![tuners(self.adapter); prompts.len()];
+            let (model, tokenizer) = (pretrained.model.as_ref(), &pretrained.tokenizer);
+            let found = beam_search(model, tokenizer, &self.workspace, prompts, &adapters, &self.options, beams);
+            let scored = |(generated, score)| (generated, Some(score));
+            return found.into_iter().map(|found| found.into_iter().map(scored).collect()).collect();
+        }
+        let repeated: Vec<Vec<u32>> =
+            prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), self.texts)).collect();
+        let mut drawn = self.generate(&repeated, |_, _| {}).into_iter().map(|generated| (generated, None));
+        prompts.iter().map(|_| drawn.by_ref().take(self.texts).collect()).collect()
     }
 
     fn generate(&self, prompts: &[Vec<u32>], on_text: impl FnMut(usize, &str)) -> Vec<Generated> {
@@ -216,9 +294,31 @@ mod tests {
             top_p,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            num_beams: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStoppingArg::False,
+            num_return_sequences: 1,
             stop: Vec::new(),
             seed: 0,
         }
+    }
+
+    #[test]
+    fn beams_that_cannot_be_are_refused() {
+        let beam_args = |num_beams, num_return_sequences, temperature| SamplingArgs {
+            num_beams,
+            num_return_sequences,
+            ..args(temperature, 1.0)
+        };
+        assert_eq!(beams(&beam_args(1, 3, 0.7)).unwrap(), None);
+        let four = BeamSearch { num_return_sequences: 2, ..BeamSearch::new(4) };
+        assert_eq!(beams(&beam_args(4, 2, 0.0)).unwrap(), Some(four));
+        let refusal = |args: &SamplingArgs| beams(args).unwrap_err().to_string();
+        assert!(refusal(&beam_args(1, 3, 0.0)).contains("--num-beams"));
+        assert!(refusal(&beam_args(2, 3, 0.0)).contains("only 2 beams"));
+        assert!(refusal(&beam_args(2, 1, 0.5)).contains("not drawn"));
+        assert!(refusal(&SamplingArgs { length_penalty: 2.0, ..args(0.0, 1.0) }).contains("need beams"));
     }
 
     #[test]

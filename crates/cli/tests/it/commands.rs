@@ -171,6 +171,25 @@ fn a_conversation_remembers_and_one_message_is_answered() {
 }
 
 #[test]
+fn beams_give_several_texts_best_first() {
+    let scene = Scene::new();
+    let generate = ["generate", "-m", "model", "--json", "--max-new-tokens", "6", "Hi", "Hello there"];
+    let ended = scene.run(&[&generate[..], &["--num-beams", "3", "--num-return-sequences", "2"]].concat());
+    let lines: Vec<Value> = ended.succeeds().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let prompts: Vec<&str> = lines.iter().map(|line| line["prompt"].as_str().unwrap()).collect();
+    assert_eq!(prompts, ["Hi", "Hi", "Hello there", "Hello there"]);
+    for pair in lines.chunks(2) {
+        assert!(
+            pair[0]["score"].as_f64() > pair[1]["score"].as_f64() && pair[0]["text"] != pair[1]["text"],
+            "{pair:?}"
+        );
+    }
+    let alone = ["generate", "-m", "model", "--max-new-tokens", "6", "--num-beams", "3", "Hi"];
+    assert_eq!(scene.run(&alone).succeeds().trim_end_matches('\n'), lines[0]["text"].as_str().unwrap());
+    scene.run(&["generate", "-m", "model", "--num-return-sequences", "2", "x"]).fails(2, &["--num-beams"]);
+}
+
+#[test]
 fn completions_name_every_command() {
     let scene = Scene::new();
     for shell in ["bash", "zsh", "fish"] {
