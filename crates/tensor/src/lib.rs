@@ -10,6 +10,7 @@ mod kernels;
 mod matrix;
 mod ops;
 mod parameter;
+mod profile;
 mod projection;
 mod quantized;
 mod random;
@@ -29,6 +30,7 @@ pub use ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::rotary::Rotary;
 pub use parameter::{Gradients, Parameter, ParameterId, ValueMut};
+pub use profile::{Direction, Lap, Profile};
 pub use projection::Projection;
 pub use quantized::{
     Absmax, BLOCK_SIZE, Bytes, FourBitError, FourBitOptions, FourBitType, FourBitWeight, MappedFile, NESTED_BLOCK_SIZE,

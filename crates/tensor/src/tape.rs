@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::ops::for_each_row_block;
 use crate::parameter::{Gradients, Parameter, ParameterId};
+use crate::profile::{Direction, Stopwatch, operation_name};
 use crate::random::Seed;
 use crate::{Matrix, Workspace};
 
@@ -68,7 +69,7 @@ pub(crate) trait Backward: Send {
 
 enum Entry {
     Parameter(ParameterId),
-    Operation(Box<dyn Backward>),
+    Operation(&'static str, Box<dyn Backward>),
 }
 
 /// Records a forward pass. One tape a pass; [`Tape::backward`] consumes it.
@@ -79,6 +80,7 @@ pub struct Tape {
     dropout: Option<Seed>,
     dropouts: u64,
     shared: HashMap<ParameterId, Arc<[Var]>>,
+    stopwatch: Option<Stopwatch>,
 }
 
 impl Tape {
@@ -96,6 +98,7 @@ impl Tape {
             dropout: None,
             dropouts: 0,
             shared: HashMap::new(),
+            stopwatch: workspace.profile().map(Stopwatch::start),
         }
     }
 
@@ -147,9 +150,12 @@ impl Tape {
         record: impl FnOnce() -> B,
     ) -> Var {
         let node = inputs.iter().any(Option::is_some).then(|| {
-            self.entries.push(Entry::Operation(Box::new(record())));
+            self.entries.push(Entry::Operation(operation_name::<B>(), Box::new(record())));
             NodeId(self.entries.len() - 1)
         });
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.lap(operation_name::<B>(), Direction::Forward);
+        }
         Var { value: value.into(), node }
     }
 
@@ -177,10 +183,13 @@ impl Tape {
             let Some(gradient) = pending.pop().flatten() else { continue };
             match entry {
                 Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
-                Entry::Operation(operation) => {
+                Entry::Operation(name, operation) => {
                     let mut flow =
                         Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
                     operation.backward(gradient, &mut flow);
+                    if let Some(stopwatch) = &mut self.stopwatch {
+                        stopwatch.lap(name, Direction::Backward);
+                    }
                 }
             }
         }
@@ -210,7 +219,7 @@ impl Flow<'_> {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
             Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
-            Entry::Operation(_) => match &mut self.pending[node.0] {
+            Entry::Operation(..) => match &mut self.pending[node.0] {
                 Some(sum) => add_assign(sum, &gradient),
                 empty => *empty = Some(gradient),
             },
@@ -228,7 +237,7 @@ impl Flow<'_> {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
             Entry::Parameter(id) => write(self.workspace, self.gradients.accumulator(*id, shape), 1.0),
-            Entry::Operation(_) => match &mut self.pending[node.0] {
+            Entry::Operation(..) => match &mut self.pending[node.0] {
                 Some(sum) => write(self.workspace, sum, 1.0),
                 empty => {
                     let mut matrix = Matrix::uninitialised(self.workspace, shape.0, shape.1);

@@ -9,12 +9,14 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::kernels::Kernels;
+use crate::profile::Profile;
 
 /// Buffers for reuse, and the kernels that work on them. Cheap to clone; clones share the pool.
 #[derive(Clone, Debug)]
 pub struct Workspace {
     pool: Arc<Pool>,
     kernels: Kernels,
+    profile: Option<Profile>,
 }
 
 impl Workspace {
@@ -25,7 +27,7 @@ impl Workspace {
 
     /// An empty pool with the given kernels.
     pub fn with_kernels(kernels: Kernels) -> Self {
-        Self { pool: Arc::default(), kernels }
+        Self { pool: Arc::default(), kernels, profile: None }
     }
 
     /// An empty pool, with the fastest kernels for products in `precision`.
@@ -36,6 +38,16 @@ impl Workspace {
     /// The kernels that operations on this workspace use.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// The same workspace, whose tapes add what their operations take to `profile`.
+    pub fn profiled(self, profile: &Profile) -> Self {
+        Self { profile: Some(profile.clone()), ..self }
+    }
+
+    /// Where tapes add their times; `None` where nothing is timed.
+    pub(crate) fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
     }
 
     /// A buffer of `len` floats, aligned to cache lines, with unspecified (initialised, possibly stale) contents.

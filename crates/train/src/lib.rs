@@ -15,6 +15,7 @@ pub mod metrics;
 mod optimizer;
 mod run_log;
 mod schedule;
+mod step_benchmark;
 mod trainer;
 
 pub use arguments::TrainingArguments;
@@ -28,9 +29,10 @@ pub use data::{
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, generate_all};
 pub use losses::{Loss, Targets};
-pub use memory::peak_memory;
+pub use memory::{page_faults, peak_memory};
 pub use merge::merged_tensors;
 pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};
 pub use run_log::{EvaluationLine, RunLog, TrainingLine};
 pub use schedule::{LearningRateSchedule, SchedulerType};
+pub use step_benchmark::{OperationTime, StepBenchmark, StepMeasurement};
 pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run};

@@ -1,0 +1,143 @@
+//! Speed and memory of a training step on random tokens, every position labelled, with AdamW: the whole step (forward,
+//! backward, update) is timed.
+
+use std::time::Instant;
+
+use serde_json::Value;
+use tunesmith_methods::{MethodConfig, MethodError, ModelDescription, TaskType, build};
+use tunesmith_models::Model;
+use tunesmith_tensor::{Direction, Gradients, Profile, Seed, Workspace};
+
+use crate::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, clip_grad_norm, mean_loss, page_faults, peak_memory};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct StepBenchmark {
+    /// Sequences in the batch.
+    pub batch: usize,
+    /// Tokens in a sequence.
+    pub sequence: usize,
+    /// Steps, the first of which is left out of every result.
+    pub steps: usize,
+    /// The method's configuration, as in a run file.
+    pub peft: Value,
+}
+
+/// What a step came to.
+#[derive(Clone, Debug)]
+pub struct StepMeasurement {
+    /// Seconds of each step after the first.
+    pub seconds: Vec<f64>,
+    /// Tokens of a step.
+    pub tokens: usize,
+    /// Trained values.
+    pub trainable: usize,
+    /// The largest resident size that the process has had, in bytes.
+    pub peak_memory: Option<u64>,
+    /// Page faults of a step after the first, the fewest; 0 where all memory is reused.
+    pub page_faults: Option<u64>,
+    /// Mean seconds and calls of a step's operations, the slowest first.
+    pub operations: Vec<OperationTime>,
+    /// The loss of the last step, in nats.
+    pub loss: f64,
+}
+
+/// What one operation takes of a step.
+#[derive(Clone, Debug)]
+pub struct OperationTime {
+    /// Its name.
+    pub name: &'static str,
+    /// Which way.
+    pub direction: Direction,
+    /// Seconds a step.
+    pub seconds: f64,
+    /// Calls a step.
+    pub calls: f64,
+}
+
+impl StepMeasurement {
+    /// Tokens a second, by the median step.
+    pub fn tokens_per_second(&self) -> f64 {
+        let mut seconds = self.seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        seconds.get(seconds.len() / 2).map_or(0.0, |median| self.tokens as f64 / median)
+    }
+}
+
+impl StepBenchmark {
+    /// Trains a new adapter for `steps` steps.
+    ///
+    /// # Errors
+    /// [`MethodError`] if the method's configuration doesn't fit the model.
+    pub fn run(&self, model: &dyn Model, workspace: &Workspace) -> Result<StepMeasurement, MethodError> {
+        let profile = Profile::default();
+        let workspace = workspace.clone().profiled(&profile);
+        let description = ModelDescription {
+            model_type: &model.info().model_type,
+            name_or_path: None,
+            task_type: TaskType::CausalLm,
+            sites: model.sites(),
+            base: &|site| model.base(site),
+        };
+        let config = MethodConfig::from_run_file(&self.peft)?;
+        let mut adapter = build(&config, &description, Seed(0))?.adapter;
+        let mut optimizer = AdamW::new(AdamWOptions::default(), &adapter.parameters(), |_| ParameterGroup::default());
+        let mut stream = Seed(0).stream("tokens", 0);
+        let vocabulary = model.info().vocab_size as u64;
+        let examples: Vec<Example> = (0..self.batch)
+            .map(|_| {
+                let ids: Vec<u32> = (0..self.sequence).map(|_| stream.below(vocabulary) as u32).collect();
+                Example { labels: ids.clone(), ids }
+            })
+            .collect();
+        let mut gradients = Gradients::new(&workspace);
+        let (mut seconds, mut faults, mut loss) = (Vec::new(), Vec::new(), 0.0);
+        let (mut clip_seconds, mut update_seconds) = (0.0, 0.0);
+        for step in 0..self.steps {
+            let (start, faults_before) = (Instant::now(), page_faults());
+            let batch = Batch::new(&examples);
+            gradients.clear();
+            let dropout = Some(Seed(step as u64));
+            loss = mean_loss(&[batch], model, &adapter, &workspace, dropout, &mut gradients);
+            let passed = Instant::now();
+            clip_grad_norm(&adapter.parameters(), &mut gradients, 1.0);
+            let clipped = Instant::now();
+            let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4);
+            updated.expect("every trained tensor of a model is reached");
+            if step == 0 {
+                profile.reset();
+                continue;
+            }
+            seconds.push(start.elapsed().as_secs_f64());
+            faults.extend(faults_before.zip(page_faults()).map(|(before, after)| after - before));
+            clip_seconds += (clipped - passed).as_secs_f64();
+            update_seconds += clipped.elapsed().as_secs_f64();
+        }
+        let steps = seconds.len().max(1) as f64;
+        let operation = |(name, direction, lap): (_, _, tunesmith_tensor::Lap)| OperationTime {
+            name,
+            direction,
+            seconds: lap.time.as_secs_f64() / steps,
+            calls: lap.calls as f64 / steps,
+        };
+        let mut operations: Vec<OperationTime> = profile.laps().into_iter().map(operation).collect();
+        for (name, seconds) in [("Clipping", clip_seconds), ("Optimizer", update_seconds)] {
+            operations.push(OperationTime {
+                name,
+                direction: Direction::Backward,
+                seconds: seconds / steps,
+                calls: 1.0,
+            });
+        }
+        operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(StepMeasurement {
+            seconds,
+            tokens: self.batch * self.sequence,
+            trainable: adapter.parameters().iter().map(|parameter| parameter.value().data().len()).sum(),
+            peak_memory: peak_memory(),
+            page_faults: faults.into_iter().min(),
+            operations,
+            loss,
+        })
+    }
+}
