@@ -40,6 +40,11 @@ impl Workspace {
         &self.kernels
     }
 
+    /// The same buffers, with other kernels.
+    pub fn computing_with(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
+    }
+
     /// The same workspace, whose tapes add what their operations take to `profile`.
     pub fn profiled(self, profile: &Profile) -> Self {
         Self { profile: Some(profile.clone()), ..self }

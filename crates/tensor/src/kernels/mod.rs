@@ -15,7 +15,7 @@ use crate::Workspace;
 use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 
 pub(crate) use erf::erf;
-pub(crate) use exp::exp;
+pub(crate) use exp::{exp, exp2_rough};
 pub use precision::Precision;
 pub(crate) use vectorised::vectorised;
 
@@ -131,6 +131,11 @@ impl Kernels {
     /// `C ← beta·C + product` in bf16.
     pub(crate) fn in_bf16(&self, c: ViewMut<'_>, beta: f32, product: Product<'_>) {
         self.unit.product(c, beta, product, Parallelism::Pool);
+    }
+
+    /// What multiplies bf16 tiles.
+    pub(crate) fn unit(&self) -> Unit {
+        self.unit
     }
 }
 

@@ -17,6 +17,7 @@ mod gradient;
 mod operand;
 mod pack;
 mod product;
+mod stack;
 mod tile;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub(crate) use gradient::{THIN, thin_gradient};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, transpose};
 pub(crate) use product::{LowRank, Product};
+pub(crate) use stack::{Padded, Stack};
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16};
 
 use crate::kernels::{Parallelism, ViewMut};

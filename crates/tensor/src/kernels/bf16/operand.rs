@@ -54,6 +54,27 @@ impl PackedColumns {
         let (depth, cols) = (b.rows, b.cols);
         Self { tiles: strips(workspace, b.transposed()), cols, depth }
     }
+
+    /// Room for `[depth, cols]`, which holds nothing yet.
+    pub(crate) fn with_room(workspace: &Workspace, depth: usize, cols: usize) -> Self {
+        Self { tiles: TileBuffer::new(workspace, cols.div_ceil(LANES) * depth.div_ceil(DEPTH)), cols, depth }
+    }
+
+    /// Takes another shape, for which there is room; what it held is lost.
+    pub(crate) fn reshape(&mut self, depth: usize, cols: usize) {
+        assert!(cols.div_ceil(LANES) * depth.div_ceil(DEPTH) <= self.tiles.len(), "there is room for the new shape");
+        (self.cols, self.depth) = (cols, depth);
+    }
+
+    /// The tiles, strip by strip.
+    pub(crate) fn tiles(&self) -> &[Tile] {
+        &self.tiles
+    }
+
+    /// The tiles, strip by strip.
+    pub(crate) fn tiles_mut(&mut self) -> &mut [Tile] {
+        &mut self.tiles
+    }
 }
 
 impl Columns for PackedColumns {

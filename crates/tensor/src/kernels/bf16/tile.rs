@@ -23,6 +23,17 @@ pub(crate) struct Tile(pub(crate) [u16; VALUES]);
 
 impl Tile {
     pub(crate) const ZERO: Self = Self([0; VALUES]);
+
+    /// Its values two at a time, the first in the low half.
+    #[inline(always)]
+    pub(crate) fn words_mut(&mut self) -> &mut [u32; VALUES / 2] {
+        let words: *mut [u32; VALUES / 2] = std::ptr::from_mut(self).cast();
+        // SAFETY: a tile is as large as so many words, aligned, and any bits are words and values.
+        #[allow(unsafe_code)]
+        unsafe {
+            &mut *words
+        }
+    }
 }
 
 /// Tiles in a buffer of the workspace's pool.

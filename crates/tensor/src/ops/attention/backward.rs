@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::scores::{Block, Queries, Side, Sums};
-use super::{Attention, BLOCK, KeptBias, KeyValueRows, Prefix, Sequence};
+use super::{Attention, BLOCK, KeptBias, KeyValueRows, Prefix, Sequence, tiled};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::workspace::Buffer;
 use crate::{Matrix, Segments, Var, Workspace};
@@ -21,6 +21,8 @@ pub(super) struct AttentionBackward {
     pub(super) own: KeyValues,
     pub(super) prefix: Option<KeyValues>,
     pub(super) bias: Option<KeptBias>,
+    /// The output, where it went through tiles: backward then does, too.
+    pub(super) tiled_output: Option<Arc<Matrix>>,
     /// The log-sum-exp of each query's scores, `[query tokens, heads]`.
     pub(super) lse: Matrix,
 }
@@ -95,6 +97,8 @@ struct Task<'a> {
     queries: usize,
     /// All heads of the sequence's queries, of the output's gradients, and of the log-sum-exps.
     query: &'a [f32],
+    /// All heads of the sequence's outputs, where backward needs them.
+    output: Option<&'a [f32]>,
     gradient: &'a [f32],
     lse: &'a [f32],
     /// The task's columns of each row of the gradients; without rows where a gradient isn't wanted.
@@ -139,6 +143,7 @@ impl AttentionBackward {
                 kv_head: task % heads,
                 queries: range.len(),
                 query: rows(&self.query, range),
+                output: self.tiled_output.as_ref().map(|output| rows(output, range)),
                 gradient: rows(gradient, range),
                 lse: rows(&self.lse, range),
                 dq,
@@ -171,9 +176,41 @@ impl AttentionBackward {
         });
         let (keys, values) = (zeros(prefix_key_node, prefix), zeros(prefix_value_node, prefix));
         let mut shared_sums = SharedSums { keys, values, bias };
+        if let Some(output) = task.output {
+            let Task { sequence, kv_head, queries, query, gradient, lse, .. } = task;
+            let inputs = tiled::Inputs { sequence, kv_head, queries, query, output, gradient, lse };
+            let sums = tiled::Sums {
+                keys: [shared_sums.keys.as_deref_mut(), key_sums.as_deref_mut()],
+                values: [shared_sums.values.as_deref_mut(), value_sums.as_deref_mut()],
+            };
+            tiled::differentiate(workspace, options, inputs, &mut task.dq, sums);
+        } else {
+            self.run_blocks(workspace, &mut task, &mut key_sums, &mut value_sums, &mut shared_sums);
+        }
+        for (targets, sums) in [(task.dk, key_sums), (task.dv, value_sums)] {
+            if let Some(sums) = sums {
+                targets
+                    .into_iter()
+                    .zip(sums.chunks_exact(head_dim))
+                    .for_each(|(target, sum)| target.copy_from_slice(sum));
+            }
+        }
+        shared_sums
+    }
+
+    /// The gradients in float32, a block of queries at a time.
+    fn run_blocks(
+        &self,
+        workspace: &Workspace,
+        task: &mut Task<'_>,
+        key_sums: &mut Option<Buffer>,
+        value_sums: &mut Option<Buffer>,
+        shared_sums: &mut SharedSums,
+    ) {
+        let options = &self.options;
+        let head_dim = options.head_dim;
         let differentiates_scores =
             self.query_node.is_some() || key_sums.is_some() || shared_sums.keys.is_some() || shared_sums.bias.is_some();
-
         let most = BLOCK.min(task.queries);
         let mut weights = workspace.take(most * task.sequence.rows(options));
         let mut scores = workspace.take(weights.len());
@@ -212,15 +249,6 @@ impl AttentionBackward {
                 }
             }
         }
-        for (targets, sums) in [(task.dk, key_sums), (task.dv, value_sums)] {
-            if let Some(sums) = sums {
-                targets
-                    .into_iter()
-                    .zip(sums.chunks_exact(head_dim))
-                    .for_each(|(target, sum)| target.copy_from_slice(sum));
-            }
-        }
-        shared_sums
     }
 
     /// The gradient of a prefix's keys or values: the tasks' sums, added up in the order of the sequences.
@@ -259,7 +287,7 @@ impl AttentionBackward {
 
 /// Cuts the rows of `matrix` into `blocks` equal blocks of columns: a list of pieces, a piece a row, for each range of
 /// rows and each block. The lists are empty without a matrix.
-fn column_blocks<'a>(
+pub(super) fn column_blocks<'a>(
     matrix: Option<&'a mut Matrix>,
     blocks: usize,
     ranges: &[Range<usize>],

@@ -13,8 +13,10 @@ mod bias;
 mod definition;
 mod forward;
 mod scores;
+mod tiled;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use backward::{AttentionBackward, KeyValues};
 use bias::{Bias, KeptBias};
@@ -97,7 +99,12 @@ impl Tape {
         let bias = bias.map(KeptBias::new);
         let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), bias.as_ref().map(KeptBias::view));
         options.check(query.value(), query_segments, &sequences);
+        let differentiates_bias = bias.as_ref().is_some_and(|bias| bias.node.is_some());
+        let tiled = !differentiates_bias && tiled::pays(self.workspace(), query_segments);
+        let attend = if tiled { tiled::attend } else { attend };
         let (output, lse) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
+        let output = Arc::new(output);
+        let tiled_output = tiled.then(|| Arc::clone(&output));
         let mut nodes = vec![query.node()];
         nodes.extend(
             [Some(&own), prefix.as_ref()].into_iter().flatten().flat_map(|rows| [rows.key_node, rows.value_node]),
@@ -111,6 +118,7 @@ impl Tape {
             own,
             prefix,
             bias,
+            tiled_output,
             lse,
         })
     }
@@ -137,6 +145,7 @@ impl Tape {
         let bias = bias.map(|bias| Bias { values: bias.values.value(), zero: bias.zero });
         let sequences = Sequence::zip(rows, prefix_rows.as_deref(), bias);
         options.check(query.value(), query_segments, &sequences);
+        let attend = if tiled::pays(self.workspace(), query_segments) { tiled::attend } else { attend };
         let (output, _) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
         self.constant(output)
     }

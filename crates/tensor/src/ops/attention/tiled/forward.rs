@@ -1,0 +1,114 @@
+//! The output and each row's log-sum-exp. A task is a block of one sequence's queries and one head of keys and values.
+
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::softmax::{Running, Scores, accumulate};
+use super::{By, KEYS, PackedSide, QueryBlock, add_bias, head_views, padded};
+use crate::kernels::bf16::{DEPTH, Padded, Stack};
+use crate::ops::attention::backward::column_blocks;
+use crate::ops::attention::{Attention, Bias, Sequence};
+use crate::{Matrix, Segments, Workspace};
+
+/// The output, shaped as `query`, and the log-sum-exp of each query's scores, `[query tokens, heads]`.
+pub(in crate::ops::attention) fn attend(
+    workspace: &Workspace,
+    options: &Attention,
+    query: &Matrix,
+    segments: &Segments,
+    sequences: &[Sequence<'_>],
+) -> (Matrix, Matrix) {
+    let mut output = Matrix::uninitialised(workspace, query.rows(), query.cols());
+    let mut lse = Matrix::uninitialised(workspace, query.rows(), options.heads);
+    let keys = PackedSide::pack_all(workspace, options, sequences, |rows| rows.keys, By::Row);
+    let values = PackedSide::pack_all(workspace, options, sequences, |rows| rows.values, By::Feature);
+    let ranges: Vec<Range<usize>> = segments.ranges().collect();
+    let outputs = column_blocks(Some(&mut output), options.kv_heads, &ranges);
+    let lses = column_blocks(Some(&mut lse), options.kv_heads, &ranges);
+    let mut tasks = Vec::new();
+    for (number, (mut output, mut lse)) in outputs.into_iter().zip(lses).enumerate() {
+        let (sequence, kv_head) = (number / options.kv_heads, number % options.kv_heads);
+        let range = &ranges[sequence];
+        let counts = [sequences[sequence].prefix.count(options), sequences[sequence].own.count(options)];
+        let first = sequences[sequence].first_position(options, range.len());
+        for start in (0..range.len()).step_by(QueryBlock::size(options)) {
+            let queries = QueryBlock::size(options).min(range.len() - start);
+            let (rest, rest_lse) = (output.split_off(queries), lse.split_off(queries));
+            tasks.push(Task {
+                block: QueryBlock { position: first.saturating_add_unsigned(start), queries, counts },
+                kv_head,
+                bias: sequences[sequence].bias,
+                query: &query.data()[(range.start + start) * query.cols()..],
+                keys: &keys[number],
+                values: &values[number],
+                output: std::mem::replace(&mut output, rest),
+                lse: std::mem::replace(&mut lse, rest_lse),
+            });
+        }
+    }
+    tasks.into_par_iter().for_each(|task| task.run(workspace, options));
+    (output, lse)
+}
+
+struct Task<'a> {
+    block: QueryBlock,
+    kv_head: usize,
+    bias: Option<Bias<'a>>,
+    /// All heads, from the block's first query on.
+    query: &'a [f32],
+    keys: &'a PackedSide,
+    values: &'a PackedSide,
+    /// The group's columns of each query's output and log-sum-exp.
+    output: Vec<&'a mut [f32]>,
+    lse: Vec<&'a mut [f32]>,
+}
+
+impl Task<'_> {
+    fn run(self, workspace: &Workspace, options: &Attention) {
+        let Self { block, kv_head, .. } = self;
+        let (unit, head_dim, height) = (workspace.kernels().unit(), options.head_dim, block.height());
+        let features = padded(head_dim);
+        let rows = options.group() * height;
+        let blocks = block.key_blocks(options);
+        let mut queries = Stack::with_room(workspace, rows, head_dim);
+        let views = head_views(options, kv_head, block.queries, self.query);
+        queries.fill(&views, height, options.scale * LOG2_E);
+        let width = KEYS.min(blocks.iter().map(|block| block.keys.len()).max().unwrap_or(0)).next_multiple_of(DEPTH);
+        let mut scores = workspace.take(rows * width);
+        let mut weights = Stack::with_room(workspace, rows, width);
+        let mut output = workspace.take(rows * features);
+        let (mut max, mut sum) = (workspace.take(rows), workspace.take(rows));
+        output.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        let mut visible = Vec::with_capacity(rows);
+        for keys in &blocks {
+            visible.clear();
+            visible.extend((0..rows).map(|row| block.visible(options, row % height, keys)));
+            let target = Padded { data: &mut scores, stride: width };
+            unit.stacked(target, false, &queries, &self.keys.parts[keys.part], keys.keys.clone(), 0..head_dim);
+            if let Some(bias) = self.bias {
+                add_bias(options, bias, &block, keys, kv_head, &visible, (&mut scores, width));
+            }
+            weights.reshape(rows, keys.keys.len());
+            let depth = keys.keys.len().div_ceil(DEPTH);
+            let running = Running { max: &mut max, sum: &mut sum, output: &mut output };
+            let scores = Scores { data: &scores, stride: width, visible: &visible };
+            accumulate(&scores, running, weights.tiles_mut(), depth);
+            let target = Padded { data: &mut output, stride: features };
+            unit.stacked(target, true, &weights, &self.values.parts[keys.part], 0..head_dim, keys.keys.clone());
+        }
+        for (query, (target, lse)) in self.output.into_iter().zip(self.lse).enumerate() {
+            for (member, (target, lse)) in target.chunks_exact_mut(head_dim).zip(lse).enumerate() {
+                let row = member * height + query;
+                // A row that sees no key has the sum 0 and stays 0.
+                let factor = if sum[row] == 0.0 { 0.0 } else { 1.0 / sum[row] };
+                let values = &output[row * features..][..head_dim];
+                target.iter_mut().zip(values).for_each(|(target, value)| *target = value * factor);
+                *lse = max[row] + sum[row].log2();
+            }
+        }
+    }
+}
