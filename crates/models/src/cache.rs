@@ -93,6 +93,16 @@ impl Cache {
         self.views(|cache| &cache.blocks[block])
     }
 
+    /// Adds keys and values of the encoder's outputs, both `[tokens, kv_heads · head_dim]`, to one block's rows.
+    pub(crate) fn push_cross(&mut self, block: usize, segments: &Segments, keys: &Matrix, values: &Matrix) {
+        self.extend(segments, keys, values, |cache| &mut cache.cross[block]);
+    }
+
+    /// All rows of the encoder's outputs of one block, sequence by sequence.
+    pub(crate) fn cross_rows(&self, block: usize) -> Vec<KeyValueRows<'_>> {
+        self.views(|cache| &cache.cross[block])
+    }
+
     fn extend(
         &mut self,
         segments: &Segments,

@@ -1,8 +1,11 @@
 //! Heads: which hidden states a task reads, and the linears that turn them into its outputs.
 
+use serde_json::{Map, Value};
 use tunesmith_tensor::{Activation, Forward, Role, Segments, SiteId, Var};
 
+use crate::fields::Fields;
 use crate::site_table::{Layout, SiteTable};
+use crate::task::{HeadInfo, HeadOptions, Task, describe_head};
 
 /// Which hidden states a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,52 @@ pub(crate) struct HeadPlan {
     pub(crate) dropout: f32,
     /// Dropout before the first linear, where it has one of its own.
     pub(crate) first_dropout: f32,
+}
+
+impl HeadPlan {
+    /// A head over every token: one linear after `dropout`. Its outputs are counted by [`plan_head`].
+    pub(crate) fn of_tokens(output: &str, dropout: f32) -> Self {
+        Self {
+            pooling: Pooling::EveryToken,
+            dense: None,
+            output: output.to_owned(),
+            outputs: 0,
+            dropout: 0.0,
+            first_dropout: dropout,
+        }
+    }
+
+    /// Whether a tensor of a checkpoint is this head's.
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        let module = name.rsplit_once('.').map(|(module, _)| module);
+        module
+            .is_some_and(|module| module == self.output || self.dense.as_ref().is_some_and(|(path, _)| module == path))
+    }
+}
+
+/// The head of an architecture for a task, apart from the number of its outputs; `None` for tasks without one.
+pub(crate) type PlanHead<'a> = &'a dyn Fn(Task, &mut Fields<'_>) -> Option<HeadPlan>;
+
+/// Plans the head that the options and files ask for, and counts its outputs. Also gives `config.json` as it will be
+/// saved, with `class` as the beginning of transformers' class. Problems go to `fields`.
+pub(crate) fn plan_head(
+    fields: &mut Fields<'_>,
+    options: &HeadOptions,
+    class: &str,
+    otherwise: Task,
+    plan: PlanHead<'_>,
+) -> (Option<HeadPlan>, HeadInfo, Map<String, Value>) {
+    let task = options.task_of(fields.json, otherwise);
+    let mut problems = Vec::new();
+    let labels = if task.has_labels() { options.labels_of(fields.json, &mut problems) } else { Vec::new() };
+    let problem_type = if task == Task::SeqCls { options.problem_type_of(fields.json, &mut problems) } else { None };
+    fields.problems.extend(problems);
+    let outputs = if task == Task::QuestionAns { 2 } else { labels.len() };
+    let head = plan(task, fields).map(|head| HeadPlan { outputs, ..head });
+    let info = HeadInfo { task, labels, problem_type, new_modules: Vec::new() };
+    let mut json = fields.json.clone();
+    describe_head(&mut json, &info, &format!("{class}{}", task.class_ending()));
+    (head, info, json)
 }
 
 /// A head in a network.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tunesmith_tensor::{Base, Forward, FrozenWeight, Matrix, Role, Seed, Segments, Site, SiteId, SiteKind, Var};
 
 use crate::error::ModelError;
+use crate::task::HeadOptions;
 use crate::weights::{WeightSource, take};
 
 /// Sites on their way into a network.
@@ -67,7 +68,7 @@ impl Layout {
         self.add(path, SiteKind::Input, role, None, (width, width), false)
     }
 
-    /// Lets a site have the weight of another; the files need not hold it.
+    /// Lets a site have the weight of an earlier one, unless the files hold another for it.
     pub(crate) fn tie(&mut self, site: SiteId, to: SiteId) {
         self.tied.insert(site, to);
     }
@@ -99,7 +100,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`ModelError::Tensors`], [`ModelError::HeadMismatch`], or a reading error.
-    pub(crate) fn read(self, source: &mut dyn WeightSource, new: &NewHeads) -> Result<SiteTable, ModelError> {
+    pub(crate) fn read(mut self, source: &mut dyn WeightSource, new: &NewHeads) -> Result<SiteTable, ModelError> {
         let new_sites = self.new_sites(source, new)?;
         self.check(source, &new_sites)?;
         let mut weights: Vec<Option<SiteBase>> = Vec::with_capacity(self.sites.len());
@@ -107,8 +108,17 @@ impl Layout {
             let id = SiteId(index);
             let base = if !site.kind.is_weight() {
                 None
-            } else if let Some(other) = self.tied.get(&id) {
-                weights[other.0].clone()
+            } else if let Some(other) = self.tied.get(&id).copied() {
+                let shared = weights[other.0].clone();
+                let own = own_weight(source, site)?;
+                let differs = |own: &FrozenWeight| shared.as_ref().is_none_or(|shared| !is_equal(own, &shared.weight));
+                match own.filter(differs) {
+                    None => shared,
+                    Some(weight) => {
+                        self.tied.remove(&id);
+                        Some(SiteBase { weight, bias: None })
+                    }
+                }
             } else if new_sites.contains(&id) {
                 Some(new.draw(site))
             } else {
@@ -122,7 +132,9 @@ impl Layout {
         let mut kept = Vec::new();
         for (name, shape) in self.kept {
             if source.stored().contains_key(&name) {
-                let weight = take(source, &name, &shape)?;
+                let is_vector = shape.len() == 1 || shape[0] == 1;
+                let weight =
+                    if is_vector { FrozenWeight::vector(source.read(&name)?) } else { take(source, &name, &shape)? };
                 kept.push((name, weight, shape));
             }
         }
@@ -185,6 +197,11 @@ pub(crate) struct NewHeads {
 }
 
 impl NewHeads {
+    /// As the options say, with weights of a standard deviation.
+    pub(crate) fn of(options: &HeadOptions, deviation: f32) -> Self {
+        Self { seed: options.seed(), deviation, ignore_mismatched_sizes: options.ignore_mismatched_sizes }
+    }
+
     fn draw(&self, site: &Site) -> SiteBase {
         let mut stream = self.seed.stream(&site.path, 0);
         let values = (0..site.rows * site.cols).map(|_| self.deviation * stream.normal()).collect();
@@ -198,6 +215,25 @@ impl NewHeads {
 struct SiteBase {
     weight: FrozenWeight,
     bias: Option<FrozenWeight>,
+}
+
+/// The weight that the files hold for a tied site, if it can be read.
+fn own_weight(source: &mut dyn WeightSource, site: &Site) -> Result<Option<FrozenWeight>, ModelError> {
+    let [(name, shape), _] = tensors_of(site);
+    let stored = source.stored().get(&name);
+    let readable = stored.is_some_and(|stored| stored.shape == shape && stored.unsupported.is_none());
+    readable.then(|| take(source, &name, &shape)).transpose()
+}
+
+/// Whether two weights hold the same values; row by row, so that neither lies in memory as a whole.
+fn is_equal(left: &FrozenWeight, right: &FrozenWeight) -> bool {
+    let mut rows = [vec![0.0; left.cols()], vec![0.0; right.cols()]];
+    left.shape() == right.shape()
+        && (0..left.rows()).all(|row| {
+            left.read_row(row, &mut rows[0]);
+            right.read_row(row, &mut rows[1]);
+            rows[0] == rows[1]
+        })
 }
 
 /// Names and shapes of a weight site's weight and bias in a checkpoint.
@@ -239,6 +275,16 @@ impl SiteTable {
     /// Hugging Face paths of the modules that started random.
     pub(crate) fn new_modules(&self) -> &[String] {
         &self.new_modules
+    }
+
+    /// Whether a site has the weight of another.
+    pub(crate) fn is_tied(&self, site: SiteId) -> bool {
+        self.tied.contains_key(&site)
+    }
+
+    /// A tensor that is no site's.
+    pub(crate) fn kept(&self, name: &str) -> Option<&FrozenWeight> {
+        self.kept.iter().find(|(other, ..)| other == name).map(|(_, weight, _)| weight)
     }
 
     /// All tensors of a checkpoint; see [`Model::tensors`](crate::Model::tensors).

@@ -280,6 +280,31 @@ impl<'a> Forward<'a> {
         self.tape.attention(options, query, segments, keys, values, segments, prefix.as_ref(), bias)
     }
 
+    /// A table `[buckets, heads]` at an embedding site as a bias on attention's scores: `buckets[zero + d]` is the bucket
+    /// of keys `d` places after the query.
+    pub fn distance_bias(&mut self, site: SiteId, base: Base<'_>, buckets: &[usize], zero: usize) -> DistanceBias {
+        let mut tuners: Vec<Option<&dyn WeightTuner>> = Vec::new();
+        let mut tables = vec![0; self.segments.len()];
+        for group in &self.groups {
+            let tuner = group.adapter.and_then(|adapter| adapter.weight(site));
+            let address = |tuner: &Option<&dyn WeightTuner>| tuner.map(|tuner| std::ptr::from_ref(tuner).cast::<()>());
+            let known = tuners.iter().position(|other| address(other) == address(&tuner));
+            tables[group.sequences.clone()].fill(known.unwrap_or(tuners.len()));
+            if known.is_none() {
+                tuners.push(tuner);
+            }
+        }
+        let values: Vec<Var> = tuners
+            .into_iter()
+            .map(|tuner| {
+                let table = tuned(self.tape, base, tuner).weight;
+                let by_distance = self.tape.gather_rows(&table, buckets.to_vec());
+                self.tape.transpose(&by_distance)
+            })
+            .collect();
+        DistanceBias { values: self.tape.concat_rows(&values), tables, zero }
+    }
+
     /// An attention site over other sequences' keys and values, one for each of the batch: `key_segments` says where
     /// they lie.
     pub fn cross_attention(

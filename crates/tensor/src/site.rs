@@ -105,8 +105,6 @@ pub enum Role {
     EncoderAttention,
     /// The embedded input; of the encoder, where there are two stacks.
     Input,
-    /// The embedded input of the decoder of an encoder-decoder.
-    DecoderInput,
 }
 
 impl fmt::Display for SiteId {

@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
-use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish, plan_head, token_head};
+use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish};
 use crate::error::ModelError;
 use crate::fields::Fields;
-use crate::head::{HeadPlan, Pooling};
+use crate::head::{HeadPlan, Pooling, plan_head};
 use crate::task::{HeadOptions, Task};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
@@ -40,7 +40,8 @@ const NAMES: Names = Names {
 fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> Result<EncoderConfig, ModelError> {
     let mut fields = Fields::new(json);
     let sizes = Sizes::read(&mut fields, 512, 2);
-    let (head, head_info, json) = plan_head(&mut fields, options, &NAMES, &|task, fields| head(task, fields));
+    let (head, head_info, json) =
+        plan_head(&mut fields, options, NAMES.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
     let problems = fields.problems;
     let config = sizes.config("bert", NAMES, head, head_info, options, json);
     finish(config, problems, path)
@@ -54,10 +55,10 @@ fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {
             dense: Some(("bert.pooler.dense".to_owned(), Activation::Tanh)),
             first_dropout: 0.0,
             dropout,
-            ..token_head("classifier", 0.0)
+            ..HeadPlan::of_tokens("classifier", 0.0)
         }),
-        Task::TokenCls => Some(token_head("classifier", dropout)),
-        Task::QuestionAns => Some(token_head("qa_outputs", 0.0)),
+        Task::TokenCls => Some(HeadPlan::of_tokens("classifier", dropout)),
+        Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
         _ => None,
     }
 }

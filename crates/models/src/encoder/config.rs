@@ -7,8 +7,8 @@ use tunesmith_tensor::Activation;
 
 use crate::error::ModelError;
 use crate::fields::{Fields, MOST_BLOCKS};
-use crate::head::{HeadPlan, Pooling};
-use crate::task::{HeadInfo, HeadOptions, Task, describe_head};
+use crate::head::HeadPlan;
+use crate::task::{HeadInfo, HeadOptions};
 
 /// A post-norm encoder.
 #[derive(Clone, Debug)]
@@ -68,42 +68,6 @@ impl EncoderConfig {
         let prefix = if self.head.is_some() { self.names.prefix } else { "" };
         format!("{prefix}{part}")
     }
-}
-
-/// A head of a task: its outputs are known already.
-pub(super) type PlanHead<'a> = &'a dyn Fn(Task, &mut Fields<'_>) -> Option<HeadPlan>;
-
-/// A head over every token: one linear after `dropout`.
-pub(super) fn token_head(output: &str, dropout: f32) -> HeadPlan {
-    HeadPlan {
-        pooling: Pooling::EveryToken,
-        dense: None,
-        output: output.to_owned(),
-        outputs: 0,
-        dropout: 0.0,
-        first_dropout: dropout,
-    }
-}
-
-/// Plans the head that the options and files ask for, and counts its outputs. Also gives `config.json` as it will be
-/// saved. Problems go to `fields`.
-pub(super) fn plan_head(
-    fields: &mut Fields<'_>,
-    options: &HeadOptions,
-    names: &Names,
-    plan: PlanHead<'_>,
-) -> (Option<HeadPlan>, HeadInfo, Map<String, Value>) {
-    let task = options.task_of(fields.json, Task::FeatureExtraction);
-    let mut problems = Vec::new();
-    let labels = if task.has_labels() { options.labels_of(fields.json, &mut problems) } else { Vec::new() };
-    let problem_type = if task == Task::SeqCls { options.problem_type_of(fields.json, &mut problems) } else { None };
-    fields.problems.extend(problems);
-    let outputs = if task == Task::QuestionAns { 2 } else { labels.len() };
-    let head = plan(task, fields).map(|head| HeadPlan { outputs, ..head });
-    let info = HeadInfo { task, labels, problem_type, new_modules: Vec::new() };
-    let mut json = fields.json.clone();
-    describe_head(&mut json, &info, &format!("{}{}", names.class, task.class_ending()));
-    (head, info, json)
 }
 
 /// Notes sizes that no model has.

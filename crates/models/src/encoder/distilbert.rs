@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
-use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish, plan_head, token_head};
+use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish};
 use crate::error::ModelError;
 use crate::fields::Fields;
-use crate::head::{HeadPlan, Pooling};
+use crate::head::{HeadPlan, Pooling, plan_head};
 use crate::task::{HeadOptions, Task};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
@@ -43,7 +43,8 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
     let (hidden_size, heads, blocks) =
         (fields.size("dim", 768), fields.size("n_heads", 12), fields.size("n_layers", 6));
     check_sizes(&mut fields, ("dim", hidden_size), ("n_heads", heads), ("n_layers", blocks));
-    let (head, head_info, json) = plan_head(&mut fields, options, &NAMES, &|task, fields| head(task, fields));
+    let (head, head_info, json) =
+        plan_head(&mut fields, options, NAMES.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
     let config = EncoderConfig {
         model_type: "distilbert".to_owned(),
         names: NAMES,
@@ -74,10 +75,10 @@ fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {
             pooling: Pooling::First,
             dense: Some(("pre_classifier".to_owned(), Activation::Relu)),
             dropout: fields.fraction("seq_classif_dropout", 0.2),
-            ..token_head("classifier", 0.0)
+            ..HeadPlan::of_tokens("classifier", 0.0)
         }),
-        Task::TokenCls => Some(token_head("classifier", fields.fraction("dropout", 0.1))),
-        Task::QuestionAns => Some(token_head("qa_outputs", fields.fraction("qa_dropout", 0.1))),
+        Task::TokenCls => Some(HeadPlan::of_tokens("classifier", fields.fraction("dropout", 0.1))),
+        Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", fields.fraction("qa_dropout", 0.1))),
         _ => None,
     }
 }

@@ -66,11 +66,7 @@ impl Encoder {
             layout.keep(format!("{pooler}.weight"), vec![hidden, hidden]);
             layout.keep(format!("{pooler}.bias"), vec![hidden]);
         }
-        let new = NewHeads {
-            seed: config.head_options.seed(),
-            deviation: config.initializer_range,
-            ignore_mismatched_sizes: config.head_options.ignore_mismatched_sizes,
-        };
+        let new = NewHeads::of(&config.head_options, config.initializer_range);
         let table = layout.read(&mut Renamed::new(source, |name| rename(&config, name)), &new)?;
         let info = ModelInfo {
             model_type: config.model_type.clone(),
@@ -123,7 +119,6 @@ fn rename(config: &EncoderConfig, name: &str) -> Option<String> {
         return Some(format!("{}.{last}", config.path(module)));
     }
     let Some(head) = &config.head else { return is_pooler.then(|| format!("{module}.{last}")) };
-    let wanted = [head.dense.as_ref().map(|(path, _)| path.as_str()), Some(head.output.as_str())];
-    let full = if is_pooler { config.path(module) } else { module.to_owned() };
-    wanted.contains(&Some(full.as_str())).then(|| format!("{full}.{last}"))
+    let full = format!("{}.{last}", if is_pooler { config.path(module) } else { module.to_owned() });
+    head.has_tensor(&full).then_some(full)
 }

@@ -8,10 +8,10 @@ use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
 use crate::encoder::bert::{Sizes, classifier_dropout};
-use crate::encoder::config::{EncoderConfig, Names, finish, plan_head, token_head};
+use crate::encoder::config::{EncoderConfig, Names, finish};
 use crate::error::ModelError;
 use crate::fields::Fields;
-use crate::head::{HeadPlan, Pooling};
+use crate::head::{HeadPlan, Pooling, plan_head};
 use crate::task::{HeadOptions, Task};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
@@ -52,7 +52,8 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
             sizes.position_rows
         ));
     }
-    let (head, head_info, json) = plan_head(&mut fields, options, &names, &|task, fields| head(task, fields));
+    let (head, head_info, json) =
+        plan_head(&mut fields, options, names.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
     let problems = fields.problems;
     let config = sizes.config(&model_type, names, head, head_info, options, json);
     finish(EncoderConfig { first_position, uncounted: Some(padding), ..config }, problems, path)
@@ -65,10 +66,10 @@ fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {
             pooling: Pooling::First,
             dense: Some(("classifier.dense".to_owned(), Activation::Tanh)),
             dropout,
-            ..token_head("classifier.out_proj", dropout)
+            ..HeadPlan::of_tokens("classifier.out_proj", dropout)
         }),
-        Task::TokenCls => Some(token_head("classifier", dropout)),
-        Task::QuestionAns => Some(token_head("qa_outputs", 0.0)),
+        Task::TokenCls => Some(HeadPlan::of_tokens("classifier", dropout)),
+        Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
         _ => None,
     }
 }

@@ -3,7 +3,6 @@
 /// Why the cases of an architecture, or one method of it, are not run; `None` if they are.
 pub(crate) fn reason(arch: &str, method: Option<&str>) -> Option<&'static str> {
     match (arch, method) {
-        ("t5" | "flan-t5" | "bart", _) => Some("the architecture is not built yet"),
         ("qlora", _) => Some("4-bit bases are not built yet"),
         ("nf4", _) | (_, None) => None,
         (_, Some("lora-dora")) => Some("DoRA is not built yet"),

@@ -128,7 +128,7 @@ impl AttentionBackward {
         let query_ranges: Vec<Range<usize>> = self.query_segments.ranges().collect();
         let own = self.own.rows(&self.options);
         let prefix = self.prefix.as_ref().map(|prefix| prefix.rows(&self.options));
-        let sequences = Sequence::zip(&own, prefix.as_deref(), self.bias.as_ref().map(KeptBias::view));
+        let sequences = Sequence::zip(&own, prefix.as_deref(), &self.options, self.bias.as_ref());
         let gradients = column_blocks(dq, heads, &query_ranges)
             .into_iter()
             .zip(column_blocks(dk, heads, &self.own.ranges))
@@ -170,7 +170,7 @@ impl AttentionBackward {
             self.prefix.as_ref().map_or([None; 2], |prefix| [prefix.key_node, prefix.value_node]);
         let (mut key_sums, mut value_sums) = (zeros(self.own.key_node, own), zeros(self.own.value_node, own));
         let bias = self.bias.as_ref().filter(|bias| bias.node.is_some()).map(|bias| {
-            let mut sums = workspace.take(options.group() * bias.view().values.cols());
+            let mut sums = workspace.take(options.group() * bias.values.cols());
             sums.fill(0.0);
             sums
         });
@@ -273,11 +273,12 @@ impl AttentionBackward {
 
     /// The gradient of the bias: the tasks' sums, added up in the order of the sequences.
     fn bias_gradient(&self, workspace: &Workspace, bias: &KeptBias, tasks: &[SharedSums]) -> Matrix {
-        let (rows, cols) = bias.view().values.shape();
+        let (rows, cols) = bias.values.shape();
         let mut gradient = Matrix::zeros_in(workspace, rows, cols);
         let (heads, share) = (self.options.kv_heads, self.options.group() * cols);
         for (number, task) in tasks.iter().enumerate() {
-            let target = &mut gradient.data_mut()[number % heads * share..][..share];
+            let first = bias.table(number / heads) * heads + number % heads;
+            let target = &mut gradient.data_mut()[first * share..][..share];
             let sums = task.bias.iter().flat_map(|sums| sums.iter());
             target.iter_mut().zip(sums).for_each(|(target, value)| *target += value);
         }

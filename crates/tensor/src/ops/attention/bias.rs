@@ -10,23 +10,27 @@ use crate::{Matrix, Var};
 /// sequence's own keys.
 #[derive(Clone, Debug)]
 pub struct DistanceBias {
-    /// `[heads, distances]`.
+    /// One table or several, `[tables · heads, distances]`.
     pub values: Var,
+    /// The table of each sequence; empty where all use the first.
+    pub tables: Vec<usize>,
     /// The column of distance 0: column `zero + d` is for keys `d` places after the query, `zero − d` for those before.
     pub zero: usize,
 }
 
-/// A bias outside the tape.
+/// The bias of one sequence outside the tape.
 #[derive(Clone, Copy)]
 pub(super) struct Bias<'a> {
     pub(super) values: &'a Matrix,
+    /// The row of the first head.
+    pub(super) first: usize,
     pub(super) zero: usize,
 }
 
 impl<'a> Bias<'a> {
     /// The values of `count` keys one after the other, the first of which lies `distance` places after the query.
     pub(super) fn row(&self, head: usize, distance: isize, count: usize) -> &'a [f32] {
-        &self.values.row(head)[self.column(distance)..][..count]
+        &self.values.row(self.first + head)[self.column(distance)..][..count]
     }
 
     /// The column of a distance.
@@ -35,20 +39,28 @@ impl<'a> Bias<'a> {
     }
 }
 
-/// A bias that backward needs.
+/// A bias of several sequences, kept for backward.
 pub(super) struct KeptBias {
-    values: Arc<Matrix>,
+    pub(super) values: Arc<Matrix>,
+    tables: Vec<usize>,
     zero: usize,
     pub(super) node: Option<NodeId>,
 }
 
 impl KeptBias {
     pub(super) fn new(bias: &DistanceBias) -> Self {
-        Self { values: bias.values.shared(), zero: bias.zero, node: bias.values.node() }
+        let values = bias.values.shared();
+        Self { values, tables: bias.tables.clone(), zero: bias.zero, node: bias.values.node() }
     }
 
-    pub(super) fn view(&self) -> Bias<'_> {
-        Bias { values: &self.values, zero: self.zero }
+    /// The bias of one sequence.
+    pub(super) fn of(&self, sequence: usize, heads: usize) -> Bias<'_> {
+        Bias { values: &self.values, first: self.table(sequence) * heads, zero: self.zero }
+    }
+
+    /// The table of one sequence.
+    pub(super) fn table(&self, sequence: usize) -> usize {
+        if self.tables.is_empty() { 0 } else { self.tables[sequence] }
     }
 }
 
@@ -67,27 +79,36 @@ mod tests {
         queries: Vec<usize>,
         keys: Vec<usize>,
         prefix: Vec<Range<usize>>,
+        tables: Vec<usize>,
         zero: usize,
     }
 
     impl Case {
         fn new(queries: &[usize], keys: &[usize], zero: usize) -> Self {
             let options = Attention { heads: 4, kv_heads: 2, head_dim: 4, scale: 0.7, causal: false, window: None };
-            Self { options, queries: queries.to_vec(), keys: keys.to_vec(), prefix: Vec::new(), zero }
+            Self {
+                options,
+                queries: queries.to_vec(),
+                keys: keys.to_vec(),
+                prefix: Vec::new(),
+                tables: Vec::new(),
+                zero,
+            }
         }
 
         /// Queries, keys, values, bias, prefix keys, prefix values.
         fn inputs(&self, distances: usize) -> Vec<Matrix> {
             let (queries, keys): (usize, usize) = (self.queries.iter().sum(), self.keys.iter().sum());
             let prefix = self.prefix.iter().map(|range| range.end).max().unwrap_or(0);
-            let shapes = [(queries, 16), (keys, 8), (keys, 8), (4, distances), (prefix, 8), (prefix, 8)];
+            let tables = self.tables.iter().max().map_or(1, |most| most + 1);
+            let shapes = [(queries, 16), (keys, 8), (keys, 8), (tables * 4, distances), (prefix, 8), (prefix, 8)];
             let shapes = shapes.into_iter().enumerate().filter(|(_, (rows, _))| *rows > 0);
             shapes.map(|(index, (rows, cols))| random(rows, cols, index as u64)).collect()
         }
 
         fn run(&self, tape: &mut Tape, inputs: &[Var]) -> Var {
             let segments = |lengths: &[usize]| Segments::from_lengths(lengths.iter().copied());
-            let bias = DistanceBias { values: inputs[3].clone(), zero: self.zero };
+            let bias = DistanceBias { values: inputs[3].clone(), tables: self.tables.clone(), zero: self.zero };
             let prefix = (inputs.len() > 4).then(|| Prefix {
                 keys: inputs[4].clone(),
                 values: inputs[5].clone(),
@@ -124,7 +145,8 @@ mod tests {
                             let key = &keys.row(*row)[kv.clone()];
                             let product: f64 = query.iter().zip(key).map(|(q, k)| f64::from(q * k)).sum();
                             let column = self.zero as isize + place - position;
-                            (product * 0.7 + f64::from(inputs[3].row(head)[column as usize])).exp()
+                            let table = self.tables.get(sequence).map_or(0, |table| table * 4);
+                            (product * 0.7 + f64::from(inputs[3].row(table + head)[column as usize])).exp()
                         };
                         let weights: Vec<f64> = seen.iter().map(weight).collect();
                         let total: f64 = weights.iter().sum();
@@ -171,6 +193,9 @@ mod tests {
         let mut prefixed = causal(&[4, 2], 8);
         prefixed.prefix = vec![0..3, 1..2];
         prefixed.check_output(13);
+        let mut tables = Case::new(&[3, 2, 4], &[3, 2, 4], 3);
+        tables.tables = vec![1, 0, 1];
+        tables.check_output(7);
     }
 
     #[test]
@@ -180,6 +205,9 @@ mod tests {
         let mut prefixed = causal(&[3, 2], 5);
         prefixed.prefix = vec![0..2, 1..2];
         prefixed.check_gradients(8);
+        let mut tables = Case::new(&[3, 2, 2], &[3, 2, 2], 2);
+        tables.tables = vec![1, 0, 1];
+        tables.check_gradients(5);
     }
 
     #[test]
@@ -191,7 +219,7 @@ mod tests {
         let whole = case.run(&mut tape, &vars);
         let rows = [KeyValueRows { keys: inputs[1].data(), values: inputs[2].data() }];
         let last = tape.slice_rows(&vars[0], 5..6);
-        let bias = DistanceBias { values: vars[3].clone(), zero: 5 };
+        let bias = DistanceBias { values: vars[3].clone(), tables: Vec::new(), zero: 5 };
         let one = Segments::from_lengths([1]);
         let found = tape.attention_over(&case.options, &last, &one, &rows, None, Some(&bias));
         for (found, expected) in found.value().data().iter().zip(whole.value().row(5)) {

@@ -97,7 +97,7 @@ impl Tape {
         let rows = own.rows(options);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
         let bias = bias.map(KeptBias::new);
-        let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), bias.as_ref().map(KeptBias::view));
+        let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), options, bias.as_ref());
         options.check(query.value(), query_segments, &sequences);
         let differentiates_bias = bias.as_ref().is_some_and(|bias| bias.node.is_some());
         let tiled = !differentiates_bias && tiled::pays(self.workspace(), query_segments);
@@ -142,8 +142,8 @@ impl Tape {
         assert!(!differentiated, "attention over a cache has no gradient: run it on an evaluating tape");
         let prefix = prefix.map(KeyValues::of_prefix);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
-        let bias = bias.map(|bias| Bias { values: bias.values.value(), zero: bias.zero });
-        let sequences = Sequence::zip(rows, prefix_rows.as_deref(), bias);
+        let bias = bias.map(KeptBias::new);
+        let sequences = Sequence::zip(rows, prefix_rows.as_deref(), options, bias.as_ref());
         options.check(query.value(), query_segments, &sequences);
         let attend = if tiled::pays(self.workspace(), query_segments) { tiled::attend } else { attend };
         let (output, _) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
@@ -189,7 +189,7 @@ impl Attention {
             let nearest = -(sequence.prefix.count(self) as isize) - (first + range.len() as isize - 1);
             let furthest = sequence.own.count(self) as isize - 1 - first;
             bias.column(nearest);
-            let reaches = bias.column(furthest) < bias.values.cols() && bias.values.rows() == heads;
+            let reaches = bias.column(furthest) < bias.values.cols() && bias.first + heads <= bias.values.rows();
             assert!(reaches, "the bias reaches as far as the keys lie from the queries, for every head");
         }
         for KeyValueRows { keys, values } in sequences.iter().flat_map(|sequence| [sequence.own, sequence.prefix]) {
@@ -216,13 +216,21 @@ struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    fn zip(own: &[KeyValueRows<'a>], prefix: Option<&[KeyValueRows<'a>]>, bias: Option<Bias<'a>>) -> Vec<Self> {
+    fn zip(
+        own: &[KeyValueRows<'a>],
+        prefix: Option<&[KeyValueRows<'a>]>,
+        options: &Attention,
+        bias: Option<&'a KeptBias>,
+    ) -> Vec<Self> {
         let none = KeyValueRows { keys: &[], values: &[] };
         assert!(prefix.is_none_or(|prefix| prefix.len() == own.len()), "every sequence has its range of the prefix");
         let sequences = own.iter().enumerate();
-        sequences
-            .map(|(number, own)| Self { prefix: prefix.map_or(none, |rows| rows[number]), own: *own, bias })
-            .collect()
+        let sequences = sequences.map(|(number, own)| Self {
+            prefix: prefix.map_or(none, |rows| rows[number]),
+            own: *own,
+            bias: bias.map(|bias| bias.of(number, options.heads)),
+        });
+        sequences.collect()
     }
 
     /// How many rows, with those of the prefix.

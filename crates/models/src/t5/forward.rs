@@ -1,0 +1,227 @@
+//! T5's forward pass, each site announced to whatever adapter the batch uses.
+
+use serde_json::{Map, Value};
+use tunesmith_tensor::{
+    Attention, Base, CrossEntropy, DistanceBias, Forward, FrozenWeight, Segments, Site, SiteId, Var,
+};
+
+use crate::cache::Cache;
+use crate::head::Head;
+use crate::model::{Inputs, Model, ModelInfo};
+use crate::shifted::ShiftedIds;
+use crate::t5::buckets::bucket;
+use crate::t5::{Attending, FeedForward, Stack, T5};
+
+/// The encoder's outputs and where they lie.
+struct Memory {
+    hidden: Var,
+    segments: Segments,
+}
+
+impl Model for T5 {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn sites(&self) -> &[Site] {
+        self.table.sites()
+    }
+
+    fn base(&self, site: SiteId) -> Option<Base<'_>> {
+        self.table.get(site)
+    }
+
+    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
+        let shifted;
+        let decoder = match inputs.decoder {
+            Some(decoder) => decoder,
+            None => {
+                shifted = ShiftedIds::new(inputs.ids, forward.segments(), self.config.decoder_start_token_id);
+                shifted.inputs()
+            }
+        };
+        let memory = match &mut cache {
+            Some(_) if inputs.ids.is_empty() => None,
+            Some(cache) => {
+                let memory = self.encode(forward, inputs.ids);
+                self.remember(forward, &memory, cache);
+                None
+            }
+            None => Some(self.encode(forward, inputs.ids)),
+        };
+        forward.begin(decoder.segments.clone());
+        let hidden = self.decode(forward, decoder.ids, memory.as_ref(), cache);
+        match &self.head {
+            Some(head) => head.pool(forward, hidden, inputs.ids),
+            None => hidden,
+        }
+    }
+
+    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
+        match (&self.head, self.lm_head) {
+            (Some(head), _) => head.logits(&self.table, forward, hidden, rows),
+            (None, Some(site)) => self.table.linear_rows(forward, site, hidden, rows),
+            (None, None) => hidden.clone(),
+        }
+    }
+
+    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
+        if let Some(site) = self.lm_head {
+            return forward.cross_entropy(site, self.table.base(site), hidden, targets);
+        }
+        let rows = Head::rows(self.head.as_ref(), forward.segments());
+        let logits = self.logits(forward, hidden, &rows);
+        forward.tape().softmax_cross_entropy(&logits, targets)
+    }
+
+    fn config_json(&self) -> &Map<String, Value> {
+        &self.config.json
+    }
+
+    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
+        self.table.tensors()
+    }
+}
+
+impl T5 {
+    /// The encoder's outputs, virtual tokens included: the decoder sees those too.
+    fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
+        let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
+        let embedded = self.table.embedding(forward, self.shared, ids);
+        let embedded = forward.input(self.input, embedded, &fresh);
+        let mut x = forward.tape().dropout(&embedded, self.config.dropout);
+        drop(embedded);
+        let longest = forward.segments().ranges().map(|range| range.len()).max().unwrap_or(0);
+        let bias = self.bias(forward, &self.encoder, longest, true);
+        let options = self.attention(false);
+        for block in &self.encoder.blocks {
+            let attending = &block.self_attention;
+            let normed = self.norm(forward, attending.layer_norm, &x);
+            let [query, keys, values] = self.projections(forward, attending, &normed);
+            let bias = Some(&bias);
+            let attended = forward.biased_attention(attending.attention, &options, bias, &query, &keys, &values);
+            x = self.after_attention(forward, attending, x, &attended);
+            x = self.feed_forward(forward, &block.feed_forward, x);
+        }
+        let hidden = self.norm(forward, self.encoder.final_layer_norm, &x);
+        let hidden = forward.tape().dropout(&hidden, self.config.dropout);
+        Memory { hidden, segments: forward.segments().clone() }
+    }
+
+    /// Puts the keys and values of the encoder's outputs into the cache, block by block.
+    fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
+        let cross = self.decoder.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
+        for (number, attending) in cross.enumerate() {
+            let [keys, values] = self.memory_projections(forward, attending, memory);
+            cache.push_cross(number, &memory.segments, keys.value(), values.value());
+        }
+    }
+
+    /// The decoder's outputs, ready for the head.
+    fn decode(
+        &self,
+        forward: &mut Forward<'_>,
+        ids: &[u32],
+        memory: Option<&Memory>,
+        mut cache: Option<&mut Cache>,
+    ) -> Var {
+        let past = cache.as_ref().map_or_else(|| vec![0; forward.segments().len()], |cache| cache.lengths());
+        let offsets = forward.position_offsets();
+        let ranges = forward.segments().ranges();
+        let lengths = ranges.zip(past.iter().zip(&offsets)).map(|(range, (past, offset))| range.len() + past + offset);
+        let longest = lengths.max().unwrap_or(0);
+        let bias = self.bias(forward, &self.decoder, longest, false);
+        let (own, cross) = (self.attention(true), self.attention(false));
+        let embedded = self.table.embedding(forward, self.shared, ids);
+        let mut x = forward.tape().dropout(&embedded, self.config.dropout);
+        drop(embedded);
+        for (number, block) in self.decoder.blocks.iter().enumerate() {
+            let attending = &block.self_attention;
+            let normed = self.norm(forward, attending.layer_norm, &x);
+            let [query, keys, values] = self.projections(forward, attending, &normed);
+            let (site, bias) = (attending.attention, Some(&bias));
+            let attended = match cache.as_deref_mut() {
+                None => forward.biased_attention(site, &own, bias, &query, &keys, &values),
+                Some(cache) => {
+                    cache.push(number, forward.segments(), keys.value(), values.value());
+                    forward.biased_attention_over(site, &own, bias, &query, &cache.rows(number))
+                }
+            };
+            x = self.after_attention(forward, attending, x, &attended);
+            if let Some(attending) = &block.cross_attention {
+                let normed = self.norm(forward, attending.layer_norm, &x);
+                let query = self.table.linear(forward, attending.q, &normed);
+                let attended = match (memory, cache.as_deref()) {
+                    (Some(memory), _) => {
+                        let [keys, values] = self.memory_projections(forward, attending, memory);
+                        let segments = &memory.segments;
+                        forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+                    }
+                    (None, Some(cache)) => {
+                        forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
+                    }
+                    (None, None) => unreachable!("without a cache the encoder has just run"),
+                };
+                x = self.after_attention(forward, attending, x, &attended);
+            }
+            x = self.feed_forward(forward, &block.feed_forward, x);
+        }
+        let hidden = self.norm(forward, self.decoder.final_layer_norm, &x);
+        let hidden = forward.tape().dropout(&hidden, self.config.dropout);
+        let is_scaled = self.config.scale_decoder_outputs && self.lm_head.is_some();
+        if is_scaled { forward.tape().scale(hidden, (self.config.d_model as f32).sqrt().recip()) } else { hidden }
+    }
+
+    fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: Var, attended: &Var) -> Var {
+        let output = self.table.linear(forward, attending.o, attended);
+        let output = forward.tape().dropout(&output, self.config.dropout);
+        forward.hidden(attending.after, &x, output)
+    }
+
+    fn feed_forward(&self, forward: &mut Forward<'_>, sites: &FeedForward, x: Var) -> Var {
+        let (activation, dropout) = (self.config.activation, self.config.dropout);
+        let normed = self.norm(forward, sites.layer_norm, &x);
+        let up = self.table.linear(forward, sites.up, &normed);
+        let inner = match sites.gate {
+            None => forward.tape().activation(activation, &up),
+            Some(gate) => {
+                let gate = self.table.linear(forward, gate, &normed);
+                forward.tape().gated(activation, &gate, &up)
+            }
+        };
+        drop((normed, up));
+        let inner = forward.tape().dropout(&inner, dropout);
+        let output = self.table.linear(forward, sites.down, &inner);
+        drop(inner);
+        let output = forward.tape().dropout(&output, dropout);
+        forward.hidden(sites.after, &x, output)
+    }
+
+    fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, normed: &Var) -> [Var; 3] {
+        [attending.q, attending.k, attending.v].map(|site| self.table.linear(forward, site, normed))
+    }
+
+    fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
+        [attending.k, attending.v].map(|site| self.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
+    }
+
+    /// The biases of a stack's scores for sequences of up to `longest` rows.
+    fn bias(&self, forward: &mut Forward<'_>, stack: &Stack, longest: usize, both_directions: bool) -> DistanceBias {
+        let (buckets, most) = (self.config.buckets, self.config.max_distance);
+        let reach = longest as isize;
+        let buckets: Vec<usize> =
+            (-reach..=reach).map(|distance| bucket(distance, buckets, most, both_directions)).collect();
+        let site = stack.relative_attention_bias;
+        forward.distance_bias(site, self.table.base(site), &buckets, longest)
+    }
+
+    fn norm(&self, forward: &mut Forward<'_>, site: SiteId, x: &Var) -> Var {
+        forward.rms_norm(site, self.table.base(site), x, self.config.norm_epsilon)
+    }
+
+    /// T5 does not scale its scores.
+    fn attention(&self, causal: bool) -> Attention {
+        let heads = self.config.num_heads;
+        Attention { heads, kv_heads: heads, head_dim: self.config.d_kv, scale: 1.0, causal, window: None }
+    }
+}

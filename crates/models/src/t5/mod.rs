@@ -1,0 +1,91 @@
+//! T5 (Raffel et al. 2020) and T5 v1.1 and Flan-T5 (Chung et al. 2022): pre-norm blocks with biases on attention's scores
+//! by distance, in an encoder and a decoder.
+
+mod buckets;
+mod config;
+mod forward;
+mod layout;
+
+use std::sync::Arc;
+
+use tunesmith_tensor::SiteId;
+
+use crate::architectures::{Architecture, Configured};
+use crate::error::ModelError;
+use crate::head::Head;
+use crate::model::{Model, ModelInfo};
+use crate::site_table::SiteTable;
+use crate::t5::config::T5Config;
+use crate::task::Task;
+use crate::weights::WeightSource;
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["t5", "mt5"],
+    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns],
+    configure: |json, path, options| Ok(Box::new(T5Config::from_json(&json, path, options)?)),
+};
+
+impl Configured for T5Config {
+    fn read(self: Box<Self>, source: &mut dyn WeightSource) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(T5::from_source(*self, source)?))
+    }
+}
+
+/// A T5 with a head.
+#[derive(Debug)]
+struct T5 {
+    info: ModelInfo,
+    config: T5Config,
+    table: SiteTable,
+    /// The site of the encoder's embedded sequence.
+    input: SiteId,
+    shared: SiteId,
+    encoder: Stack,
+    decoder: Stack,
+    /// The output embedding of a language model.
+    lm_head: Option<SiteId>,
+    head: Option<Head>,
+}
+
+/// The encoder or the decoder.
+#[derive(Debug)]
+struct Stack {
+    relative_attention_bias: SiteId,
+    blocks: Vec<Block>,
+    final_layer_norm: SiteId,
+}
+
+/// One block.
+#[derive(Debug)]
+struct Block {
+    self_attention: Attending,
+    /// Attention to the encoder's outputs, in the decoder.
+    cross_attention: Option<Attending>,
+    feed_forward: FeedForward,
+}
+
+/// An attention with its norm.
+#[derive(Debug)]
+struct Attending {
+    layer_norm: SiteId,
+    q: SiteId,
+    k: SiteId,
+    v: SiteId,
+    o: SiteId,
+    /// The attention site: keys and values.
+    attention: SiteId,
+    /// The hidden site after it.
+    after: SiteId,
+}
+
+/// A feed-forward with its norm.
+#[derive(Debug)]
+struct FeedForward {
+    layer_norm: SiteId,
+    /// The gate, where there is one.
+    gate: Option<SiteId>,
+    up: SiteId,
+    down: SiteId,
+    /// The hidden site after it.
+    after: SiteId,
+}
