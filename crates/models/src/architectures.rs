@@ -9,11 +9,18 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::task::{HeadOptions, Task};
 use crate::weights::WeightSource;
-use crate::{encoder, gpt2, llama, t5};
+use crate::{bart, encoder, gpt2, llama, t5};
 
 /// All architectures. A new one is a line here.
-const ARCHITECTURES: &[Architecture] =
-    &[gpt2::ARCHITECTURE, llama::ARCHITECTURE, encoder::BERT, encoder::ROBERTA, encoder::DISTILBERT, t5::ARCHITECTURE];
+const ARCHITECTURES: &[Architecture] = &[
+    gpt2::ARCHITECTURE,
+    llama::ARCHITECTURE,
+    encoder::BERT,
+    encoder::ROBERTA,
+    encoder::DISTILBERT,
+    t5::ARCHITECTURE,
+    bart::ARCHITECTURE,
+];
 
 /// One way of building a network, which covers some of Hugging Face's model types.
 pub(crate) struct Architecture {

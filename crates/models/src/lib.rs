@@ -2,6 +2,7 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod architectures;
+mod bart;
 mod beam_search;
 mod cache;
 mod chat;
@@ -51,5 +52,5 @@ pub use safetensors::Safetensors;
 pub use sampling::Sampling;
 pub use save::save_folder;
 pub use task::{HeadInfo, HeadOptions, ProblemType, Task};
-pub use tokenizer::{EncodedChat, TextTokenizer};
+pub use tokenizer::{EncodedChat, EncodedTexts, TextTokenizer};
 pub use weights::{StoredTensor, WeightSource};

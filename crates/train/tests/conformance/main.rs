@@ -9,6 +9,7 @@ mod compare;
 mod fixture;
 mod nf4;
 mod real;
+mod real_minilm;
 mod skips;
 mod task;
 
@@ -41,6 +42,7 @@ fn conformance() {
         }
         if arch == "real" {
             report("real/smollm2", real::smollm2(&architecture));
+            report("real/minilm", real_minilm::minilm(&architecture));
             continue;
         }
         if arch == "nf4" {

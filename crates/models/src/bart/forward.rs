@@ -1,0 +1,223 @@
+//! BART's forward pass, each site announced to whatever adapter the batch uses.
+
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var};
+
+use crate::bart::layout::FIRST_POSITION;
+use crate::bart::{Attending, Bart, Layer, Stack};
+use crate::cache::Cache;
+use crate::head::Head;
+use crate::model::{Inputs, Model, ModelInfo};
+use crate::shifted::ShiftedIds;
+
+/// ε of the layer norms: PyTorch's default, which no configuration changes.
+const NORM_EPSILON: f32 = 1e-5;
+
+/// The encoder's outputs and where they lie.
+struct Memory {
+    hidden: Var,
+    segments: Segments,
+}
+
+impl Model for Bart {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn sites(&self) -> &[Site] {
+        self.table.sites()
+    }
+
+    fn base(&self, site: SiteId) -> Option<Base<'_>> {
+        self.table.get(site)
+    }
+
+    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
+        let shifted;
+        let decoder = match inputs.decoder {
+            Some(decoder) => decoder,
+            None => {
+                shifted = ShiftedIds::new(inputs.ids, forward.segments(), self.config.decoder_start_token_id);
+                shifted.inputs()
+            }
+        };
+        let memory = match &mut cache {
+            Some(_) if inputs.ids.is_empty() => None,
+            Some(cache) => {
+                let memory = self.encode(forward, inputs.ids);
+                self.remember(forward, &memory, cache);
+                None
+            }
+            None => Some(self.encode(forward, inputs.ids)),
+        };
+        forward.begin(decoder.segments.clone());
+        let hidden = self.decode(forward, decoder.ids, memory.as_ref(), cache);
+        match &self.head {
+            Some(head) => head.pool(forward, hidden, inputs.ids),
+            None => hidden,
+        }
+    }
+
+    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
+        match (&self.head, self.lm_head) {
+            (Some(head), _) => head.logits(&self.table, forward, hidden, rows),
+            (None, Some(site)) => forward.linear_rows(site, self.output_base(site), hidden, rows),
+            (None, None) => hidden.clone(),
+        }
+    }
+
+    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
+        if let Some(site) = self.lm_head {
+            return forward.cross_entropy(site, self.output_base(site), hidden, targets);
+        }
+        let rows = Head::rows(self.head.as_ref(), forward.segments());
+        let logits = self.logits(forward, hidden, &rows);
+        forward.tape().softmax_cross_entropy(&logits, targets)
+    }
+
+    fn config_json(&self) -> &Map<String, Value> {
+        &self.config.json
+    }
+
+    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
+        self.table.tensors()
+    }
+}
+
+impl Bart {
+    /// The output embedding with the bias on its outputs.
+    fn output_base(&self, site: SiteId) -> Base<'_> {
+        Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }
+    }
+
+    /// The encoder's outputs, virtual tokens included: the decoder sees those too.
+    fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
+        let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
+        let words = self.words(forward, ids);
+        let words = forward.input(self.input, words, &fresh);
+        let starts = vec![0; forward.segments().len()];
+        let mut x = self.with_positions(forward, &self.encoder, words, &starts);
+        let options = self.attention(&self.encoder, false);
+        for layer in &self.encoder.layers {
+            let attending = &layer.self_attention;
+            let [query, keys, values] = self.projections(forward, attending, &x);
+            let attended = forward.attention(attending.attention, &options, &query, &keys, &values);
+            drop((query, keys, values));
+            x = self.after_attention(forward, attending, &x, &attended);
+            x = self.feed_forward(forward, layer, &x);
+        }
+        Memory { hidden: x, segments: forward.segments().clone() }
+    }
+
+    /// Puts the keys and values of the encoder's outputs into the cache, block by block.
+    fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
+        let cross = self.decoder.layers.iter().filter_map(|layer| layer.cross_attention.as_ref());
+        for (number, attending) in cross.enumerate() {
+            let [keys, values] = self.memory_projections(forward, attending, memory);
+            cache.push_cross(number, &memory.segments, keys.value(), values.value());
+        }
+    }
+
+    /// The decoder's outputs.
+    fn decode(
+        &self,
+        forward: &mut Forward<'_>,
+        ids: &[u32],
+        memory: Option<&Memory>,
+        mut cache: Option<&mut Cache>,
+    ) -> Var {
+        let past = cache.as_ref().map_or_else(|| vec![0; forward.segments().len()], |cache| cache.lengths());
+        let starts: Vec<usize> =
+            past.iter().zip(forward.position_offsets()).map(|(past, offset)| past + offset).collect();
+        let words = self.words(forward, ids);
+        let mut x = self.with_positions(forward, &self.decoder, words, &starts);
+        let (own, cross) = (self.attention(&self.decoder, true), self.attention(&self.decoder, false));
+        for (number, layer) in self.decoder.layers.iter().enumerate() {
+            let attending = &layer.self_attention;
+            let [query, keys, values] = self.projections(forward, attending, &x);
+            let attended = match cache.as_deref_mut() {
+                None => forward.attention(attending.attention, &own, &query, &keys, &values),
+                Some(cache) => {
+                    cache.push(number, forward.segments(), keys.value(), values.value());
+                    forward.attention_over(attending.attention, &own, &query, &cache.rows(number))
+                }
+            };
+            drop((query, keys, values));
+            x = self.after_attention(forward, attending, &x, &attended);
+            if let Some(attending) = &layer.cross_attention {
+                let query = self.table.linear(forward, attending.q, &x);
+                let attended = match (memory, cache.as_deref()) {
+                    (Some(memory), _) => {
+                        let [keys, values] = self.memory_projections(forward, attending, memory);
+                        let segments = &memory.segments;
+                        forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+                    }
+                    (None, Some(cache)) => {
+                        forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
+                    }
+                    (None, None) => unreachable!("without a cache the encoder has just run"),
+                };
+                x = self.after_attention(forward, attending, &x, &attended);
+            }
+            x = self.feed_forward(forward, layer, &x);
+        }
+        x
+    }
+
+    fn words(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Var {
+        let words = self.table.embedding(forward, self.shared, ids);
+        if self.config.scale_embedding {
+            forward.tape().scale(words, (self.config.d_model as f32).sqrt())
+        } else {
+            words
+        }
+    }
+
+    /// Adds the positions to token embeddings, counted from `starts` in each sequence, and norms the sum.
+    fn with_positions(&self, forward: &mut Forward<'_>, stack: &Stack, words: Var, starts: &[usize]) -> Var {
+        let ranges = forward.segments().ranges().zip(starts);
+        let places: Vec<u32> = ranges
+            .flat_map(|(range, start)| (start + FIRST_POSITION..).take(range.len()).map(|place| place as u32))
+            .collect();
+        let positions = self.table.embedding(forward, stack.embed_positions, &places);
+        let x = forward.tape().add(&positions, words);
+        let norm = stack.layernorm_embedding;
+        let x = forward.layer_norm(norm, self.table.base(norm), &x, NORM_EPSILON);
+        forward.tape().dropout(&x, self.config.dropout)
+    }
+
+    fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var, attended: &Var) -> Var {
+        let output = self.table.linear(forward, attending.out, attended);
+        let output = forward.tape().dropout(&output, self.config.dropout);
+        self.add_and_norm(forward, attending.after, x, output, attending.layer_norm)
+    }
+
+    fn feed_forward(&self, forward: &mut Forward<'_>, layer: &Layer, x: &Var) -> Var {
+        let inner = self.table.linear(forward, layer.fc1, x);
+        let inner = forward.tape().activation(self.config.activation, &inner);
+        let inner = forward.tape().dropout(&inner, self.config.activation_dropout);
+        let output = self.table.linear(forward, layer.fc2, &inner);
+        drop(inner);
+        let output = forward.tape().dropout(&output, self.config.dropout);
+        self.add_and_norm(forward, layer.after_feed_forward, x, output, layer.final_layer_norm)
+    }
+
+    fn add_and_norm(&self, forward: &mut Forward<'_>, site: SiteId, residual: &Var, output: Var, norm: SiteId) -> Var {
+        let norm = PostNorm { site: norm, base: self.table.base(norm), epsilon: NORM_EPSILON };
+        forward.hidden_post_norm(site, residual, output, norm)
+    }
+
+    fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var) -> [Var; 3] {
+        [attending.q, attending.k, attending.v].map(|site| self.table.linear(forward, site, x))
+    }
+
+    fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
+        [attending.k, attending.v].map(|site| self.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
+    }
+
+    fn attention(&self, stack: &Stack, causal: bool) -> Attention {
+        let (heads, head_dim) = (stack.heads, self.config.d_model / stack.heads);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Attention { heads, kv_heads: heads, head_dim, scale, causal, window: None }
+    }
+}

@@ -1,0 +1,83 @@
+//! BART (Lewis et al. 2020): post-norm blocks with learned positions, in an encoder and a decoder.
+
+mod config;
+mod forward;
+mod layout;
+
+use std::sync::Arc;
+
+use tunesmith_tensor::{FrozenWeight, SiteId};
+
+use crate::architectures::{Architecture, Configured};
+use crate::bart::config::BartConfig;
+use crate::error::ModelError;
+use crate::head::Head;
+use crate::model::{Model, ModelInfo};
+use crate::site_table::SiteTable;
+use crate::task::Task;
+use crate::weights::WeightSource;
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    model_types: &["bart"],
+    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns],
+    configure: |json, path, options| Ok(Box::new(BartConfig::from_json(&json, path, options)?)),
+};
+
+impl Configured for BartConfig {
+    fn read(self: Box<Self>, source: &mut dyn WeightSource) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(Bart::from_source(*self, source)?))
+    }
+}
+
+/// A BART with a head.
+#[derive(Debug)]
+struct Bart {
+    info: ModelInfo,
+    config: BartConfig,
+    table: SiteTable,
+    /// The site of the encoder's embedded sequence.
+    input: SiteId,
+    shared: SiteId,
+    encoder: Stack,
+    decoder: Stack,
+    /// The output embedding of a language model, and a bias on its outputs that is never trained.
+    lm_head: Option<SiteId>,
+    final_logits_bias: Option<FrozenWeight>,
+    head: Option<Head>,
+}
+
+/// The encoder or the decoder.
+#[derive(Debug)]
+struct Stack {
+    heads: usize,
+    embed_positions: SiteId,
+    layernorm_embedding: SiteId,
+    layers: Vec<Layer>,
+}
+
+/// One block.
+#[derive(Debug)]
+struct Layer {
+    self_attention: Attending,
+    /// Attention to the encoder's outputs, in the decoder.
+    cross_attention: Option<Attending>,
+    fc1: SiteId,
+    fc2: SiteId,
+    /// The hidden site after the feed-forward.
+    after_feed_forward: SiteId,
+    final_layer_norm: SiteId,
+}
+
+/// An attention with the norm after it.
+#[derive(Debug)]
+struct Attending {
+    q: SiteId,
+    k: SiteId,
+    v: SiteId,
+    out: SiteId,
+    /// The attention site: keys and values.
+    attention: SiteId,
+    /// The hidden site after it.
+    after: SiteId,
+    layer_norm: SiteId,
+}
