@@ -198,7 +198,7 @@ impl Written {
         );
         if let Err(TrainError::InvalidArguments { problems: wrong }) = arguments.validate() {
             for text in wrong {
-                let key = text.split(' ').next().unwrap_or_default();
+                let key = text.split([' ', ':']).next().unwrap_or_default();
                 problems.0.push((self.lines.get(key).copied(), text.clone()));
             }
         }
@@ -517,7 +517,8 @@ peft:
             "line 4: save_steps: expected a whole number from 0, found the number 1.5",
             "line 5: truncate: expected true or false, found the text \"maybe\"",
             "line 6: columns: expected a list, found the text \"a\"",
-            "line 7: lr_scheduler_type: expected one of constant, constant_with_warmup, linear, cosine, found liner",
+            "line 7: lr_scheduler_type: expected one of constant, constant_with_warmup, linear, cosine, ",
+            "warmup_stable_decay, found liner",
             "line 8: peft.r: expected a whole number from 0, found the text \"eight\"",
             "output_dir is missing",
             "train_file is missing",

@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::TrainError;
 use crate::batches::{BatchLimit, SamplingStrategy};
 use crate::metrics::{Metric, MetricValue};
-use crate::optimizer::AdamWOptions;
-use crate::schedule::{LearningRateSchedule, SchedulerType};
+use crate::optimizer::{AdamW, OptimizerName, UpdateRule};
+use crate::schedule::{LearningRateSchedule, SchedulerOptions, SchedulerType};
 
 /// How to train. Every field is honoured; defaults are those of `transformers` except where a field says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,11 +31,20 @@ pub struct TrainingArguments {
     pub train_sampling_strategy: Option<SamplingStrategy>,
     /// The shape of the learning rate over the run. Default `linear`.
     pub lr_scheduler_type: SchedulerType,
+    /// Options of that shape, such as `{num_cycles: 2}`. Default none.
+    pub lr_scheduler_kwargs: SchedulerOptions,
     /// The part of the run during which the learning rate rises, in `[0, 1]`. Default 0.
     pub warmup_ratio: f64,
     /// Updates during which the learning rate rises, in place of `warmup_ratio`. Default 0.
     pub warmup_steps: u64,
-    /// Decoupled weight decay. Default 0.
+    /// The optimiser: `adamw` (also `adamw_torch`), `adafactor`, `sgd`, `adamw_8bit` (also `adamw_bnb_8bit`). Default
+    /// `adamw`.
+    pub optim: OptimizerName,
+    /// Options of the optimiser, `name=value` with commas between. `adafactor`: `eps1`, `eps2`, `clip_threshold`,
+    /// `decay_rate`, `beta1`, `scale_parameter`; `sgd`: `momentum`, `dampening`, `nesterov`; `adamw_8bit`:
+    /// `min_8bit_size`. Default none.
+    pub optim_args: Option<String>,
+    /// Weight decay: decoupled, but for `sgd`, whose gradient it joins. Default 0.
     pub weight_decay: f64,
     /// Decay of the gradient's running mean. Default 0.9.
     pub adam_beta1: f64,
@@ -77,8 +86,11 @@ impl Default for TrainingArguments {
             gradient_accumulation_steps: 1,
             train_sampling_strategy: None,
             lr_scheduler_type: SchedulerType::Linear,
+            lr_scheduler_kwargs: SchedulerOptions::default(),
             warmup_ratio: 0.0,
             warmup_steps: 0,
+            optim: OptimizerName::Adamw,
+            optim_args: None,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -161,6 +173,11 @@ impl TrainingArguments {
             !self.load_best_model_at_end || self.eval_steps.is_some(),
             "load_best_model_at_end is true, which needs eval_steps".into(),
         );
+        let misfits = self.lr_scheduler_kwargs.misfits(self.lr_scheduler_type, rate);
+        problems.extend(misfits.into_iter().map(|problem| format!("lr_scheduler_kwargs: {problem}")));
+        if let Err(TrainError::InvalidArguments { problems: wrong }) = self.optimizer() {
+            problems.extend(wrong);
+        }
         if problems.is_empty() { Ok(()) } else { Err(TrainError::InvalidArguments { problems }) }
     }
 
@@ -191,17 +208,23 @@ impl TrainingArguments {
             0 => (total_steps as f64 * self.warmup_ratio).ceil() as u64,
             steps => steps,
         };
-        LearningRateSchedule { kind: self.lr_scheduler_type, warmup_steps, total_steps }
+        LearningRateSchedule {
+            kind: self.lr_scheduler_type,
+            options: self.lr_scheduler_kwargs,
+            learning_rate: self.learning_rate,
+            warmup_steps,
+            total_steps,
+        }
     }
 
-    /// The optimiser's constants.
-    pub fn adamw(&self) -> AdamWOptions {
-        AdamWOptions {
-            beta1: self.adam_beta1,
-            beta2: self.adam_beta2,
-            epsilon: self.adam_epsilon,
-            weight_decay: self.weight_decay,
-        }
+    /// The optimiser's rule with its constants.
+    ///
+    /// # Errors
+    /// [`TrainError::InvalidArguments`] with everything that is wrong with `optim_args`.
+    pub fn optimizer(&self) -> Result<Box<dyn UpdateRule>, TrainError> {
+        let adamw = AdamW { beta1: self.adam_beta1, beta2: self.adam_beta2, epsilon: self.adam_epsilon };
+        let args = self.optim_args.as_deref().unwrap_or_default();
+        self.optim.rule(adamw, args).map_err(|problems| TrainError::InvalidArguments { problems })
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::TrainError;
 use crate::atomic::{remove_folder, remove_leftovers, write_folder};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 
 /// The optimiser's state within a checkpoint.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -134,7 +134,7 @@ impl Checkpoints {
     pub fn save(
         &self,
         state: &TrainerState,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         write_adapter: impl FnOnce(&Path) -> Result<(), TrainError>,
     ) -> Result<PathBuf, TrainError> {
         let path = self.path(state.global_step);
@@ -220,7 +220,7 @@ mod tests {
     use tunesmith_tensor::{Matrix, Parameter};
 
     use super::*;
-    use crate::optimizer::{AdamWOptions, ParameterGroup};
+    use crate::optimizer::{AdamW, ParameterGroup};
 
     fn state(step: u64) -> TrainerState {
         let Value::Object(config) = json!({
@@ -240,9 +240,9 @@ mod tests {
         }
     }
 
-    fn optimizer() -> AdamW {
+    fn optimizer() -> Optimizer {
         let parameter = Parameter::new("w", Matrix::zeros(2, 2));
-        AdamW::new(AdamWOptions::default(), &[&parameter], |_| ParameterGroup::default())
+        Optimizer::new(AdamW::default(), 0.0, &[&parameter], |_| ParameterGroup::default())
     }
 
     fn save(checkpoints: &Checkpoints, step: u64) -> PathBuf {

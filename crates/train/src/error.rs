@@ -108,6 +108,20 @@ pub enum TrainError {
         problems: Vec<String>,
     },
 
+    /// A saved state of another optimiser than the run's.
+    #[error(
+        "{} holds the state of {saved}, and this run's optimiser is {now}: set optim: {saved}, or start a new run",
+        path.display()
+    )]
+    OtherOptimizer {
+        /// The state file.
+        path: PathBuf,
+        /// The optimiser that wrote it.
+        saved: String,
+        /// The run's optimiser.
+        now: &'static str,
+    },
+
     /// A run to be resumed whose configuration has changed.
     #[error(
         "{} was made with another configuration, so the run cannot be resumed from it:{}\n\

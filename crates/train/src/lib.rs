@@ -31,8 +31,11 @@ pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, genera
 pub use losses::{Loss, Targets};
 pub use memory::{page_faults, peak_memory};
 pub use merge::merged_tensors;
-pub use optimizer::{AdamW, AdamWOptions, ParameterGroup, clip_grad_norm, grad_norm};
+pub use optimizer::{
+    Adafactor, AdamW, AdamW8bit, Optimizer, OptimizerName, ParameterGroup, Sgd, StateTensor, StateValues, Update,
+    UpdateRule, clip_grad_norm, grad_norm,
+};
 pub use run_log::{EvaluationLine, RunLog, TrainingLine};
-pub use schedule::{LearningRateSchedule, SchedulerType};
+pub use schedule::{LearningRateSchedule, Ramp, SchedulerOptions, SchedulerType};
 pub use step_benchmark::{OperationTime, StepBenchmark, StepMeasurement};
 pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run};

@@ -8,7 +8,7 @@ use tunesmith_methods::{MethodConfig, MethodError, ModelDescription, TaskType, b
 use tunesmith_models::Model;
 use tunesmith_tensor::{Direction, Gradients, Profile, Seed, Workspace};
 
-use crate::{AdamW, AdamWOptions, Batch, Example, ParameterGroup, clip_grad_norm, mean_loss, page_faults, peak_memory};
+use crate::{AdamW, Batch, Example, Optimizer, ParameterGroup, clip_grad_norm, mean_loss, page_faults, peak_memory};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl StepBenchmark {
         };
         let config = MethodConfig::from_run_file(&self.peft)?;
         let mut adapter = build(&config, &description, Seed(0))?.adapter;
-        let mut optimizer = AdamW::new(AdamWOptions::default(), &adapter.parameters(), |_| ParameterGroup::default());
+        let mut optimizer = Optimizer::new(AdamW::default(), 0.0, &adapter.parameters(), |_| ParameterGroup::default());
         let mut stream = Seed(0).stream("tokens", 0);
         let vocabulary = model.info().vocab_size as u64;
         let examples: Vec<Example> = (0..self.batch)

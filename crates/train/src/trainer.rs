@@ -11,7 +11,7 @@ use tunesmith_tensor::{Gradients, Parameter, Seed, Workspace};
 use crate::batch::{Batch, mean_loss};
 use crate::evaluate::{Evaluation, Validation};
 use crate::{
-    AdamW, BatchPlan, Checkpoints, EvaluationLine, Example, LearningRateSchedule, OPTIMIZER_FILE, ParameterGroup,
+    BatchPlan, Checkpoints, EvaluationLine, Example, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, ParameterGroup,
     RunLog, TrainError, TrainerState, TrainingArguments, TrainingLine, clip_grad_norm, peak_memory,
 };
 
@@ -143,7 +143,8 @@ impl Run<'_> {
             best_global_step: None,
             config: self.config.clone(),
         };
-        let mut optimizer = AdamW::new(self.arguments.adamw(), &built.adapter.parameters(), self.group);
+        let rule = self.arguments.optimizer()?;
+        let mut optimizer = Optimizer::new(rule, self.arguments.weight_decay, &built.adapter.parameters(), self.group);
         if resume {
             let latest = checkpoints.latest()?;
             let saved = TrainerState::load(&latest)?;
@@ -204,7 +205,7 @@ struct Session<'a> {
     checkpoints: Checkpoints,
     log: RunLog,
     gradients: Gradients,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     state: TrainerState,
     since_log: SinceLog,
     report: Totals,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tunesmith_methods::{BuiltAdapter, LoraPlus, ModelDescription, TaskType, load_adapter, save_adapter};
 use tunesmith_models::{GenerationDefaults, LoadedModel, Model, NumberFormat, Task, load_model, save_folder};
 use tunesmith_tensor::{Adapter, Gradients, Parameter, SiteId, Workspace};
-use tunesmith_train::{AdamW, AdamWOptions, ParameterGroup, mean_loss, merged_tensors};
+use tunesmith_train::{AdamW, Optimizer, ParameterGroup, mean_loss, merged_tensors};
 
 use crate::Outcome;
 use crate::compare::Errors;
@@ -126,12 +126,11 @@ fn compare_parameters(
 
 /// Five AdamW steps with the reference's settings; the loss before each.
 fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
-    let options = AdamWOptions { weight_decay: if lora_plus { 0.0 } else { 0.01 }, ..AdamWOptions::default() };
+    let weight_decay = if lora_plus { 0.0 } else { 0.01 };
     let ratio = if lora_plus { 4.0 } else { 1.0 };
     let groups = LoraPlus { loraplus_lr_ratio: ratio, loraplus_weight_decay: 0.0 };
-    let mut optimizer = AdamW::new(options, &adapter.parameters(), |parameter| ParameterGroup {
-        learning_rate_scale: groups.learning_rate_scale(parameter),
-        ..ParameterGroup::default()
+    let mut optimizer = Optimizer::new(AdamW::default(), weight_decay, &adapter.parameters(), |parameter| {
+        ParameterGroup { learning_rate_scale: groups.learning_rate_scale(parameter), ..ParameterGroup::default() }
     });
     let step = |_| {
         let (loss, gradients) = loss_and_gradients(model, adapter, inputs);

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Writes the reference values that the unit tests of this crate compare with.
 
-Usage:  pip install torch transformers sacrebleu
+Usage:  pip install torch transformers sacrebleu bitsandbytes
         python reference_values.py
 
 schedules.json    factors of transformers' learning-rate schedules at every step
 optimizer.json    torch.optim.AdamW with two parameter groups, gradients clipped by torch.nn.utils.clip_grad_norm_
+optimizers.json   transformers.Adafactor, torch.optim.SGD and bitsandbytes.optim.AdamW8bit
+dynamic_map.json  bitsandbytes.functional.create_dynamic_map
 bleu.json         sacrebleu.corpus_bleu with its default settings
 """
 import json
 import pathlib
 import random
 
+import bitsandbytes
 import sacrebleu
 import torch
 import transformers
@@ -27,26 +30,42 @@ def write(name, cases, **versions):
 
 def schedules():
     cases = []
-    for kind, warmup, total in [
-        ("constant", 0, 5),
-        ("constant_with_warmup", 4, 9),
-        ("linear", 0, 7),
-        ("linear", 3, 20),
-        ("linear", 5, 5),
-        ("linear", 9, 6),
-        ("cosine", 0, 7),
-        ("cosine", 3, 20),
-        ("cosine", 1, 2),
+    for kind, warmup, total, options in [
+        ("constant", 0, 5, {}),
+        ("constant_with_warmup", 4, 9, {}),
+        ("linear", 0, 7, {}),
+        ("linear", 3, 20, {}),
+        ("linear", 5, 5, {}),
+        ("linear", 9, 6, {}),
+        ("cosine", 0, 7, {}),
+        ("cosine", 3, 20, {}),
+        ("cosine", 1, 2, {}),
+        ("cosine", 2, 12, {"num_cycles": 1.5}),
+        ("cosine_with_restarts", 2, 12, {}),
+        ("cosine_with_restarts", 3, 20, {"num_cycles": 3}),
+        ("cosine_with_restarts", 0, 7, {"num_cycles": 2}),
+        ("cosine_with_min_lr", 2, 12, {"min_lr_rate": 0.1}),
+        ("cosine_with_min_lr", 0, 7, {"min_lr": 0.25, "num_cycles": 1.0}),
+        ("polynomial", 2, 12, {}),
+        ("polynomial", 3, 20, {"power": 2.0, "lr_end": 0.01}),
+        ("polynomial", 0, 6, {"power": 0.5, "lr_end": 0.0}),
+        ("inverse_sqrt", 4, 20, {}),
+        ("inverse_sqrt", 0, 12, {}),
+        ("inverse_sqrt", 3, 12, {"timescale": 7}),
+        ("warmup_stable_decay", 2, 12, {"num_decay_steps": 4}),
+        ("warmup_stable_decay", 3, 20, {"num_decay_steps": 6, "decay_type": "linear", "min_lr_ratio": 0.1}),
+        ("warmup_stable_decay", 0, 9, {"num_decay_steps": 9, "decay_type": "1-sqrt", "num_stable_steps": 0}),
     ]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        scheduler = transformers.get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        scheduler = transformers.get_scheduler(
+            kind, optimizer, num_warmup_steps=warmup, num_training_steps=total, scheduler_specific_kwargs=dict(options))
         factors = []
         for _ in range(total):
             factors.append(scheduler.get_last_lr()[0])
             optimizer.step()
             scheduler.step()
         factors.append(scheduler.get_last_lr()[0])
-        cases.append({"kind": kind, "warmup_steps": warmup, "total_steps": total, "factors": factors})
+        cases.append({"kind": kind, "warmup_steps": warmup, "total_steps": total, "options": options, "factors": factors})
     write("schedules.json", cases, torch=torch, transformers=transformers)
 
 
@@ -74,6 +93,60 @@ def optimizer():
                                   "values": {"a": a.flatten().tolist(), "b": b.flatten().tolist()}})
         cases.append(case)
     write("optimizer.json", cases, torch=torch)
+
+
+def spread(rows, cols, step, salt):
+    """Numbers of many sizes that other languages compute alike: a linear congruence, times powers of two."""
+    places = range(rows * cols)
+    numbers = [(((i * 2654435761 + step * 40503 + salt * 97) % 2**32) / 2**32 - 0.5) / 2 ** (i % 12) for i in places]
+    return torch.tensor(numbers, dtype=torch.float32).view(rows, cols)
+
+
+def optimizers():
+    """Tensors `a` and `b` as in `optimizer`, of two sizes; every 61st value after each of six updates."""
+    # On CPUs bitsandbytes rounds to a table that is coarse near zero; given float64 it finds the nearest value.
+    cpu = bitsandbytes.backends.cpu.ops
+
+    def nearest(values, code, absmax, out, blocksize):
+        codes, scales = torch.ops.bitsandbytes.quantize_blockwise(values.double(), code, blocksize)
+        out.copy_(codes)
+        absmax.copy_(scales)
+
+    cpu._quant_blockwise_fp32_direct = nearest
+    plain = {"scale_parameter": False, "relative_step": False}
+    cases = []
+    for name, make, args, decay in [
+        ("adafactor", transformers.Adafactor, {}, 0.0),
+        ("adafactor", transformers.Adafactor, {}, 0.1),
+        ("adafactor", transformers.Adafactor, {"beta1": 0.8, "clip_threshold": 0.5, "decay_rate": -0.6}, 0.1),
+        ("adafactor", transformers.Adafactor, {"scale_parameter": True, "eps1": 1e-6, "eps2": 0.5}, 0.1),
+        ("sgd", torch.optim.SGD, {}, 0.0),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9}, 0.1),
+        ("sgd", torch.optim.SGD, {"momentum": 0.8, "dampening": 0.3}, 0.0),
+        ("sgd", torch.optim.SGD, {"momentum": 0.8, "nesterov": True}, 0.1),
+        ("adamw_8bit", bitsandbytes.optim.AdamW8bit, {}, 0.0),
+        ("adamw_8bit", bitsandbytes.optim.AdamW8bit, {"min_8bit_size": 16}, 0.1),
+    ]:
+        given = dict(args)
+        if name == "adafactor":
+            given = {**plain, **args, "eps": (given.pop("eps1", 1e-30), given.pop("eps2", 1e-3))}
+            given.pop("eps1", None), given.pop("eps2", None)
+        for shapes in [{"a": [70, 64], "b": [4, 5]}, {"a": [1, 7], "b": [9, 1]}]:
+            a, b = (torch.nn.Parameter(spread(*shapes[key], 0, salt)) for salt, key in enumerate("ab"))
+            optimizer = make([{"params": [a]}, {"params": [b], "weight_decay": 0.0}], lr=1.0, weight_decay=decay, **given)
+            steps = []
+            for step in range(1, 7):
+                rate = 0.03 / step
+                optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, 4 * rate
+                a.grad, b.grad = (spread(*shapes[key], step, salt) for salt, key in enumerate("ab"))
+                optimizer.step()
+                values = {"a": a.flatten()[::61].tolist(), "b": b.flatten()[::61].tolist()}
+                steps.append({"learning_rate": rate, "values": values})
+            cases.append({"optim": name, "args": args, "weight_decay": decay, "shapes": shapes, "steps": steps})
+    write("optimizers.json", cases, torch=torch, transformers=transformers, bitsandbytes=bitsandbytes)
+    maps = {name: bitsandbytes.functional.create_dynamic_map(signed=name == "signed").tolist()
+            for name in ["signed", "unsigned"]}
+    (FOLDER / "dynamic_map.json").write_text(json.dumps(maps) + "\n", encoding="utf-8")
 
 
 def bleu():
@@ -158,4 +231,5 @@ if __name__ == "__main__":
     random.seed(0)
     schedules()
     optimizer()
+    optimizers()
     bleu()
