@@ -164,8 +164,11 @@ mod tests {
         for (map, expected) in [(&*SIGNED, table.signed), (&*UNSIGNED, table.unsigned)] {
             assert_eq!(expected.len(), 256);
             for (value, expected) in map.values.iter().zip(expected) {
-                // The last bit depends on whether PyTorch fuses multiplication and addition.
-                assert!((value - expected).abs() <= f32::EPSILON * expected.abs(), "{value}, expected {expected}");
+                // The last bits depend on whether PyTorch fuses multiplication and addition.
+                assert!(
+                    (value - expected).abs() <= 2.0 * f32::EPSILON * expected.abs(),
+                    "{value}, expected {expected}"
+                );
             }
         }
     }

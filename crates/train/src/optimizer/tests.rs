@@ -289,7 +289,7 @@ fn every_saved_state_continues_bit_for_bit_on_any_number_of_threads() {
             case.update(number, &mut optimizer, &mut straight);
         }
         optimizer.save(&path).unwrap();
-        let copy = |parameter: &Parameter| Parameter::new(parameter.name(), parameter.value().clone());
+        let copy = |parameter: &Parameter| Parameter::new(parameter.name(), (*parameter.value()).clone());
         let mut resumed: Vec<_> = straight.iter().map(copy).collect();
         for number in 4..=6 {
             case.update(number, &mut optimizer, &mut straight);
