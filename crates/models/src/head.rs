@@ -14,6 +14,8 @@ pub(crate) enum Pooling {
     EveryToken,
     /// That of each sequence's first row: the class token, or a virtual one before it, as in transformers with PEFT.
     First,
+    /// That of the last token of each sequence that has another id.
+    LastBut(Option<u32>),
     /// That of the last token of each sequence with this id; of the last token where there is none.
     LastOf(u32),
 }
@@ -27,6 +29,8 @@ pub(crate) struct HeadPlan {
     pub(crate) output: String,
     /// Number of outputs.
     pub(crate) outputs: usize,
+    /// Whether the outputs have a bias.
+    pub(crate) output_bias: bool,
     /// Dropout before each linear.
     pub(crate) dropout: f32,
     /// Dropout before the first linear, where it has one of its own.
@@ -41,6 +45,7 @@ impl HeadPlan {
             dense: None,
             output: output.to_owned(),
             outputs: 0,
+            output_bias: true,
             dropout: 0.0,
             first_dropout: dropout,
         }
@@ -94,22 +99,29 @@ impl Head {
     pub(crate) fn rows(head: Option<&Self>, tokens: &Segments) -> Segments {
         match head.map(|head| head.pooling) {
             None | Some(Pooling::EveryToken) => tokens.clone(),
-            Some(Pooling::First | Pooling::LastOf(_)) => Segments::from_lengths((0..tokens.len()).map(|_| 1)),
+            Some(Pooling::First | Pooling::LastBut(_) | Pooling::LastOf(_)) => {
+                Segments::from_lengths((0..tokens.len()).map(|_| 1))
+            }
         }
     }
 
     /// Adds the sites of a head to a layout.
     pub(crate) fn lay_out(plan: &HeadPlan, hidden: usize, layout: &mut Layout) -> Self {
-        let mut add = |path: &str, role, rows| {
-            let site = layout.linear(path.to_owned(), role, None, rows, hidden);
+        let mut add = |path: &str, role, rows, has_bias| {
+            let path = path.to_owned();
+            let site = if has_bias {
+                layout.linear(path, role, None, rows, hidden)
+            } else {
+                layout.linear_without_bias(path, role, None, rows, hidden)
+            };
             layout.may_be_new(site);
             site
         };
         let dense = plan.dense.as_ref().map(|(path, activation)| {
             let role = if path.ends_with("pooler.dense") { Role::Pooler } else { Role::Head };
-            (add(path, role, hidden), *activation)
+            (add(path, role, hidden, true), *activation)
         });
-        let output = add(&plan.output, Role::Head, plan.outputs);
+        let output = add(&plan.output, Role::Head, plan.outputs, plan.output_bias);
         Self { pooling: plan.pooling, dense, output, dropout: plan.dropout, first_dropout: plan.first_dropout }
     }
 
@@ -125,15 +137,8 @@ impl Head {
                 forward.output(hidden);
                 pooled
             }
-            Pooling::LastOf(token) => {
-                let hidden = forward.output(hidden);
-                let rows = forward.segments().ranges().map(|range| {
-                    let last = range.clone().rev().find(|row| ids[*row] == token);
-                    last.unwrap_or(range.end.saturating_sub(1))
-                });
-                let rows = rows.collect();
-                forward.tape().gather_rows(&hidden, rows)
-            }
+            Pooling::LastBut(padding) => last_rows(forward, hidden, |row| padding.is_none_or(|id| ids[row] != id)),
+            Pooling::LastOf(token) => last_rows(forward, hidden, |row| ids[row] == token),
         }
     }
 
@@ -147,4 +152,15 @@ impl Head {
         }
         table.linear_rows(forward, self.output, &x, rows)
     }
+}
+
+/// The last of each sequence's rows for which `counts` holds; the last of all where there is none.
+fn last_rows(forward: &mut Forward<'_>, hidden: Var, counts: impl Fn(usize) -> bool) -> Var {
+    let hidden = forward.output(hidden);
+    let rows = forward.segments().ranges().map(|range| {
+        let last = range.clone().rev().find(|row| counts(*row));
+        last.unwrap_or(range.end.saturating_sub(1))
+    });
+    let rows = rows.collect();
+    forward.tape().gather_rows(&hidden, rows)
 }

@@ -6,6 +6,7 @@ mod bart;
 mod beam_search;
 mod cache;
 mod chat;
+mod decoder_head;
 mod encoder;
 mod error;
 mod fields;

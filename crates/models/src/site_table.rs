@@ -12,6 +12,8 @@ use crate::weights::{WeightSource, take};
 /// Sites on their way into a network.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
+    /// How many sites of another part of the network come before these.
+    before: usize,
     sites: Vec<Site>,
     /// Sites whose weight is that of another.
     tied: BTreeMap<SiteId, SiteId>,
@@ -22,6 +24,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// A layout that goes on after `before` sites of another part of the network.
+    pub(crate) fn after(before: usize) -> Self {
+        Self { before, ..Self::default() }
+    }
+
     pub(crate) fn linear(
         &mut self,
         path: String,
@@ -93,7 +100,7 @@ impl Layout {
         has_bias: bool,
     ) -> SiteId {
         self.sites.push(Site { path, kind, role, block, rows, cols, has_bias, stored_transposed: false });
-        SiteId(self.sites.len() - 1)
+        SiteId(self.before + self.sites.len() - 1)
     }
 
     /// Reads every weight. Everything that does not fit is reported at once.
@@ -105,11 +112,11 @@ impl Layout {
         self.check(source, &new_sites)?;
         let mut weights: Vec<Option<SiteBase>> = Vec::with_capacity(self.sites.len());
         for (index, site) in self.sites.iter().enumerate() {
-            let id = SiteId(index);
+            let id = SiteId(self.before + index);
             let base = if !site.kind.is_weight() {
                 None
             } else if let Some(other) = self.tied.get(&id).copied() {
-                let shared = weights[other.0].clone();
+                let shared = weights[other.0 - self.before].clone();
                 let own = own_weight(source, site)?;
                 let differs = |own: &FrozenWeight| shared.as_ref().is_none_or(|shared| !is_equal(own, &shared.weight));
                 match own.filter(differs) {
@@ -138,15 +145,15 @@ impl Layout {
                 kept.push((name, weight, shape));
             }
         }
-        let new_modules = new_sites.iter().map(|id| self.sites[id.0].path.clone()).collect();
-        Ok(SiteTable { sites: self.sites, weights, tied: self.tied, kept, new_modules })
+        let new_modules = new_sites.iter().map(|id| self.sites[id.0 - self.before].path.clone()).collect();
+        Ok(SiteTable { before: self.before, sites: self.sites, weights, tied: self.tied, kept, new_modules })
     }
 
     /// The heads that the files lack, or have in another size where that may be.
     fn new_sites(&self, source: &dyn WeightSource, new: &NewHeads) -> Result<Vec<SiteId>, ModelError> {
         let mut sites = Vec::new();
         for id in &self.heads {
-            let site = &self.sites[id.0];
+            let site = &self.sites[id.0 - self.before];
             let [(name, shape), _] = tensors_of(site);
             match source.stored().get(&name) {
                 None => sites.push(*id),
@@ -169,7 +176,7 @@ impl Layout {
         let mut expected = Vec::new();
         let mut may_be_there: Vec<String> = Vec::new();
         for (index, site) in self.sites.iter().enumerate().filter(|(_, site)| site.kind.is_weight()) {
-            let id = SiteId(index);
+            let id = SiteId(self.before + index);
             let [weight, bias] = tensors_of(site);
             let bias = site.has_bias.then_some(bias);
             if self.tied.contains_key(&id) || new_sites.contains(&id) {
@@ -249,6 +256,7 @@ fn tensors_of(site: &Site) -> [(String, Vec<usize>); 2] {
 /// The sites of a network with their weights.
 #[derive(Debug)]
 pub(crate) struct SiteTable {
+    before: usize,
     sites: Vec<Site>,
     weights: Vec<Option<SiteBase>>,
     tied: BTreeMap<SiteId, SiteId>,
@@ -263,7 +271,7 @@ impl SiteTable {
 
     /// The frozen weight and bias of a weight site; `None` for other sites.
     pub(crate) fn get(&self, site: SiteId) -> Option<Base<'_>> {
-        let base = self.weights.get(site.0)?.as_ref()?;
+        let base = self.weights.get(site.0.checked_sub(self.before)?)?.as_ref()?;
         Some(Base { weight: &base.weight, bias: base.bias.as_ref() })
     }
 
@@ -291,7 +299,9 @@ impl SiteTable {
     pub(crate) fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
         let mut tensors = Vec::new();
         for (index, (site, base)) in self.sites.iter().zip(&self.weights).enumerate() {
-            let Some(base) = base.as_ref().filter(|_| !self.tied.contains_key(&SiteId(index))) else { continue };
+            let Some(base) = base.as_ref().filter(|_| !self.tied.contains_key(&SiteId(self.before + index))) else {
+                continue;
+            };
             let [weight, bias] = tensors_of(site);
             tensors.push((weight.0, base.weight.clone(), weight.1));
             tensors.extend(base.bias.clone().map(|value| (bias.0, value, bias.1)));

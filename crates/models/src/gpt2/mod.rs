@@ -13,15 +13,25 @@ use std::sync::Arc;
 use tunesmith_tensor::{Base, FrozenWeight, Site, SiteId};
 
 use crate::architectures::{Architecture, Configured};
+use crate::decoder_head::{DecoderNames, TASKS, configure};
 use crate::error::ModelError;
 use crate::model::{Model, ModelInfo};
-use crate::task::Task;
 use crate::weights::{SiteWeight, WeightSource};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     model_types: &["gpt2"],
-    tasks: &[Task::CausalLm],
-    configure: |json, path, _| Ok(Box::new(Gpt2Config::from_json(json, path)?)),
+    tasks: TASKS,
+    configure: |json, path, options| {
+        configure(json, path, options, &NAMES, |json, path| Ok(Box::new(Gpt2Config::from_json(json, path)?)))
+    },
+};
+
+const NAMES: DecoderNames = DecoderNames {
+    prefix: "transformer.",
+    parts: &["wte.", "wpe.", "h.", "ln_f."],
+    token_head: "classifier",
+    class: |_| "GPT2",
+    question_prefix: |_| "transformer.",
 };
 
 impl Configured for Gpt2Config {

@@ -16,15 +16,31 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::{Base, FrozenWeight, Site, SiteId};
 
 use crate::architectures::{Architecture, Configured};
+use crate::decoder_head::{DecoderNames, TASKS, configure};
 use crate::error::ModelError;
 use crate::model::{Model, ModelInfo};
-use crate::task::Task;
 use crate::weights::{SiteWeight, WeightSource};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     model_types: &MODEL_TYPES,
-    tasks: &[Task::CausalLm],
-    configure: |json, path, _| Ok(Box::new(LlamaConfig::from_json(json, path)?)),
+    tasks: TASKS,
+    configure: |json, path, options| {
+        configure(json, path, options, &NAMES, |json, path| Ok(Box::new(LlamaConfig::from_json(json, path)?)))
+    },
+};
+
+const NAMES: DecoderNames = DecoderNames {
+    prefix: "model.",
+    parts: &["embed_tokens.", "layers.", "norm."],
+    token_head: "score",
+    class: |model_type| match model_type {
+        "mistral" => "Mistral",
+        "qwen2" => "Qwen2",
+        "qwen3" => "Qwen3",
+        "gemma3_text" => "Gemma3Text",
+        _ => "Llama",
+    },
+    question_prefix: |model_type| if model_type == "mistral" { "model." } else { "transformer." },
 };
 
 impl Configured for LlamaConfig {
