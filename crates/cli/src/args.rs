@@ -33,6 +33,9 @@ pub(crate) enum Command {
     /// Loss, perplexity and other metrics of a model on a file
     #[command(after_help = EVALUATE_EXAMPLES)]
     Evaluate(EvaluateArgs),
+    /// Labels, numbers, tags, answers or features for the texts of a file
+    #[command(after_help = PREDICT_EXAMPLES)]
+    Predict(PredictArgs),
     /// Write base and adapter as one Hugging Face model folder
     #[command(after_help = MERGE_EXAMPLES)]
     Merge(MergeArgs),
@@ -100,6 +103,14 @@ Examples:
   tunesmith evaluate -a runs/first --data test.jsonl --metric bleu --metric perplexity
   tunesmith evaluate -m smollm2-135m-instruct --data test.txt 'columns=[prompt, completion]' 'delimiter=||' \\
       'prompt_suffix=\"\\n\"' --bleu --json result.json";
+
+const PREDICT_EXAMPLES: &str = "\
+Examples:
+  tunesmith predict -a runs/mrpc --data dev.tsv                          a JSON object a line: label and probabilities
+  tunesmith predict -a runs/squad --data questions.json -o answers.jsonl
+  tunesmith predict -m minilm-l6 --data texts.jsonl task_type=FEATURE_EXTRACTION
+
+What the adapter was trained for, with which columns and labels, stands in its folder.";
 
 const MERGE_EXAMPLES: &str = "\
 Examples:
@@ -277,6 +288,24 @@ pub(crate) struct EvaluateArgs {
     /// Also write the result, with every continuation, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PredictArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The file with the texts: JSONL, CSV, TSV, text, or SQuAD's JSON; labels are not needed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Options of data and task in place of the adapter's, such as text_column=sentence
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Where the predictions go; standard output by default
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Sequences in a batch
+    #[arg(long, alias = "batch_size", value_name = "N", default_value_t = 32)]
+    pub(crate) batch_size: usize,
 }
 
 #[derive(Debug, Args)]

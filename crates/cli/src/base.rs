@@ -4,12 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use tunesmith_methods::{BuiltAdapter, ModelDescription, TaskType, load_adapter, load_config};
-use tunesmith_models::{LoadOptions, Model, Pretrained, load};
+use tunesmith_models::{HeadOptions, LoadOptions, Model, Pretrained, Task, load};
 use tunesmith_tensor::{Adapter, Base as SiteBase, SiteId};
 
 use crate::args::ModelArgs;
 use crate::failure::Misuse;
 use crate::names::resolve;
+use crate::task_file::TaskFile;
 use crate::terminal;
 
 /// A loaded base model and what it was called.
@@ -32,9 +33,19 @@ impl Base {
     /// # Errors
     /// [`Misuse`] if neither is given; everything that can be wrong with their files.
     pub(crate) fn from_args(args: &ModelArgs) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
+        let head = match args.adapter.as_deref().map(TaskFile::read).transpose()?.flatten() {
+            Some(file) => file.head()?,
+            None => HeadOptions::default(),
+        };
+        Self::with_head(args, head)
+    }
+
+    /// The same with a head of one's own choice.
+    pub(crate) fn with_head(args: &ModelArgs, head: HeadOptions) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
         let options = LoadOptions {
             tokenizer: args.tokenizer.clone(),
             chat_template: args.chat_template.clone(),
+            head,
             ..LoadOptions::default()
         };
         let base = match (&args.model, &args.adapter) {
@@ -73,10 +84,22 @@ impl Base {
         work(&ModelDescription {
             model_type: &model.info().model_type,
             name_or_path: Some(&self.name),
-            task_type: TaskType::CausalLm,
+            task_type: task_type(model.info().head.task),
             sites: model.sites(),
             base: &base,
         })
+    }
+}
+
+/// PEFT's task of a model's head.
+fn task_type(task: Task) -> TaskType {
+    match task {
+        Task::CausalLm => TaskType::CausalLm,
+        Task::SeqCls => TaskType::SeqCls,
+        Task::TokenCls => TaskType::TokenCls,
+        Task::QuestionAns => TaskType::QuestionAns,
+        Task::Seq2SeqLm => TaskType::Seq2SeqLm,
+        Task::FeatureExtraction => TaskType::FeatureExtraction,
     }
 }
 

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use tunesmith_methods::{ConfigProblem, MethodConfig, MethodError};
+use tunesmith_models::Task;
 use tunesmith_train::metrics::{METRICS, Metric};
-use tunesmith_train::{DataOptions, TrainError, TrainingArguments};
+use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments};
 
 use crate::failure::Misuse;
 use crate::nearest::nearest;
@@ -28,6 +29,8 @@ pub(crate) struct RunConfig {
     pub(crate) run: RunOptions,
     /// What the data is.
     pub(crate) data: DataOptions,
+    /// What the run is for.
+    pub(crate) task: TaskOptions,
     /// How to train.
     pub(crate) arguments: TrainingArguments,
     /// The method.
@@ -81,6 +84,7 @@ impl RunConfig {
     pub(crate) fn resolved(&self) -> Map<String, Value> {
         let mut all = as_map(&self.run);
         all.extend(as_map(&self.data));
+        all.extend(as_map(&self.task));
         all.extend(as_map(&self.arguments));
         let peft = serde_json::from_str(&self.peft.to_adapter_config());
         let mut peft: Value = peft.expect("a method's configuration is written as JSON");
@@ -191,34 +195,55 @@ impl Written {
         }
         let run = self.section(&mut problems);
         let data = self.section(&mut problems);
+        let task = self.task(&mut problems);
         let arguments: TrainingArguments = self.section(&mut problems);
-        self.check_keys(
-            &[keys::<RunOptions>(), keys::<DataOptions>(), keys::<TrainingArguments>(), vec![PEFT.to_owned()]],
-            &mut problems,
-        );
+        let (run_keys, data_keys, task_keys) = (keys::<RunOptions>(), keys::<DataOptions>(), keys::<TaskOptions>());
+        let sections = [run_keys, data_keys, task_keys, keys::<TrainingArguments>(), vec![PEFT.to_owned()]];
+        self.check_keys(&sections, &mut problems);
         if let Err(TrainError::InvalidArguments { problems: wrong }) = arguments.validate() {
             for text in wrong {
                 let key = text.split([' ', ':']).next().unwrap_or_default();
                 problems.0.push((self.lines.get(key).copied(), text.clone()));
             }
         }
-        self.check_evaluation(&run, &data, &arguments, &mut problems);
+        self.check_evaluation(&run, &data, &task, &arguments, &mut problems);
         let peft = self.peft(&mut problems);
         problems.into_result(&self.source)?;
         let peft = peft.context("the method's configuration has neither value nor problem")?;
-        Ok(RunConfig { run, data, arguments, peft })
+        Ok(RunConfig { run, data, task, arguments, peft })
     }
 
-    /// Data options alone.
+    /// The same with `defaults` for keys that were not written.
+    pub(crate) fn over(mut self, defaults: Map<String, Value>) -> Self {
+        for (key, value) in defaults {
+            self.values.entry(key).or_insert(value);
+        }
+        self
+    }
+
+    /// The options of data and task alone.
     ///
     /// # Errors
     /// [`Misuse`] with every problem.
-    pub(crate) fn build_data_options(self) -> anyhow::Result<DataOptions> {
+    pub(crate) fn build_data_options(self) -> anyhow::Result<(DataOptions, TaskOptions)> {
         let mut problems = Problems::default();
         let data = self.section(&mut problems);
-        self.check_keys(&[keys::<DataOptions>()], &mut problems);
+        let task = self.task(&mut problems);
+        self.check_keys(&[keys::<DataOptions>(), keys::<TaskOptions>()], &mut problems);
         problems.into_result(&self.source)?;
-        Ok(data)
+        Ok((data, task))
+    }
+
+    /// The task's options, which make sense together.
+    fn task(&self, problems: &mut Problems) -> TaskOptions {
+        let task: TaskOptions = self.section(problems);
+        if let Err(TrainError::InvalidDataOptions { problems: wrong }) = task.validate() {
+            for text in wrong {
+                let key = text.split(' ').next().unwrap_or_default();
+                problems.0.push((self.lines.get(key).copied(), text.clone()));
+            }
+        }
+        task
     }
 
     /// The keys that `T` has, read over its defaults, each on its own so that every wrong value is found.
@@ -242,6 +267,7 @@ impl Written {
         &self,
         run: &RunOptions,
         data: &DataOptions,
+        task: &TaskOptions,
         arguments: &TrainingArguments,
         problems: &mut Problems,
     ) {
@@ -249,7 +275,9 @@ impl Written {
         let metrics = text_metrics(run, arguments);
         let best = arguments.metric_for_best_model;
         let measured = METRICS.iter().filter(|metric| !metric.needs_texts()).chain(metrics.iter().copied());
-        let no_best = !measured.flat_map(|metric| metric.values).any(|value| *value == best);
+        // What else a task measures is known once its labels are.
+        let is_of_texts = matches!(task.task(), Ok(Task::CausalLm | Task::Seq2SeqLm));
+        let no_best = is_of_texts && !measured.flat_map(|metric| metric.values).any(|value| *value == best);
         let best_reason = format!("an evaluation measures {} only if metrics names it", best.key);
         let ratio = run.loraplus_lr_ratio;
         for (wrong, key, reason) in [

@@ -4,15 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use serde_json::Value;
 use tunesmith_methods::{
-    BuiltAdapter, LoraPlus, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter, save_checkpoint,
+    BuiltAdapter, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter,
+    save_checkpoint,
 };
-use tunesmith_models::{GenerationOptions, LoadOptions, Sampling};
-use tunesmith_tensor::{Parameter, Seed, Workspace};
+use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, ModelKind, Task};
+use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
-    Dataset, Evaluation, GenerationTask, Observer, ParameterGroup, Progress as Update, Records, Report, Run,
-    TrainError, TrainerState, Validation, generation_cases, peak_memory, read_records, tokenize,
+    DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Progress as Update, Records,
+    Report, Run, TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainerState,
+    TrainingSet, Validation, generation_cases, peak_memory, read_records, read_task_rows, task_dataset, task_labels,
+    tokenize,
 };
 
 use crate::base::Base;
@@ -20,6 +24,7 @@ use crate::config::{RunConfig, text_metrics};
 use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Reading};
+use crate::task_file::{self, TaskFile};
 use crate::terminal;
 
 /// The resolved configuration within a run's folder.
@@ -29,8 +34,10 @@ const CONFIG_FILE: &str = "config.yaml";
 pub(crate) struct Training {
     pub(crate) config: RunConfig,
     pub(crate) base: Base,
-    pub(crate) train: Dataset,
-    pub(crate) validation: Option<Validation>,
+    pub(crate) train: Box<dyn TrainingSet>,
+    pub(crate) validation: Option<Box<dyn HeldOut>>,
+    /// What stands beside the adapter of a task other than continuing texts.
+    task_file: Option<TaskFile>,
     pub(crate) workspace: Workspace,
 }
 
@@ -50,29 +57,80 @@ impl Training {
         if !missing.is_empty() {
             return Err(Misuse(missing.join("\n")).into());
         }
-        let options = LoadOptions {
-            tokenizer: config.run.tokenizer_name_or_path.clone(),
-            chat_template: config.run.chat_template.clone(),
-            ..LoadOptions::default()
-        };
-        let base = Base::load(&config.run.model_name_or_path, &options)?;
+        if config.task.task()? != Task::CausalLm {
+            return Self::prepare_task(config);
+        }
+        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, HeadOptions::default()))?;
         let (_, train) = read_dataset(&data.train_file, &config, &base)?;
         let validation = data.validation_file.as_ref().map(|file| {
             let (records, dataset) = read_dataset(file, &config, &base)?;
             let metrics = text_metrics(&config.run, &config.arguments);
             let generation = (!metrics.is_empty()).then(|| generation_task(&records, metrics, &config, &base));
-            anyhow::Ok(Validation { examples: dataset.examples, generation: generation.transpose()? })
+            let validation = Validation { examples: dataset.examples, generation: generation.transpose()? };
+            anyhow::Ok(Box::new(validation) as Box<dyn HeldOut>)
         });
         let validation = validation.transpose()?;
-        Ok(Self { config, base, train, validation, workspace: Workspace::new() })
+        let train = Box::new(train.examples);
+        Ok(Self { config, base, train, validation, task_file: None, workspace: Workspace::new() })
+    }
+
+    /// The same for a task other than continuing texts: labels come before the model, whose head they make.
+    fn prepare_task(config: RunConfig) -> anyhow::Result<Self> {
+        let (data, options) = (&config.data, &config.task);
+        let task = options.task()?;
+        if task == Task::FeatureExtraction {
+            return Err(Misuse(
+                "FEATURE_EXTRACTION has nothing to be trained on: `tunesmith predict` gives the hidden states".into(),
+            )
+            .into());
+        }
+        let rows = read_task_rows(&data.train_file, data)?;
+        let labels = task_labels(&rows, data, options)?;
+        let task_file = Some(TaskFile::new(options, labels.as_deref(), data));
+        let mut head = task_file::head(options, labels)?;
+        head.seed = config.arguments.seed;
+        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, head))?;
+        let train = make_task_dataset(&rows, data, options, &base)?;
+        let validation = data.validation_file.as_ref().map(|file| {
+            let rows = read_task_rows(file, data)?;
+            let metrics = config.arguments.metrics.clone();
+            let mut validation = task_validation(&rows, data, options, metrics, &base)?;
+            if task == Task::Seq2SeqLm {
+                let metrics = text_metrics(&config.run, &config.arguments);
+                let records = (!metrics.is_empty()).then(|| read_records(file, data)).transpose()?;
+                let generation = records.map(|records| generation_task(&records, metrics, &config, &base));
+                validation.generation = generation.transpose()?;
+            }
+            anyhow::Ok(Box::new(validation) as Box<dyn HeldOut>)
+        });
+        let validation = validation.transpose()?;
+        Ok(Self { config, base, train: Box::new(train), validation, task_file, workspace: Workspace::new() })
     }
 
     /// Makes the adapter, as it is before its first update.
     pub(crate) fn build_adapter(&self) -> anyhow::Result<BuiltAdapter> {
         let seed = Seed(self.config.arguments.seed);
-        let built = self.base.describe(|description| build(&self.config.peft, description, seed))?;
+        let method = with_head(&self.config.peft, self.base.model());
+        let built = self.base.describe(|description| build(&method, description, seed))?;
         built.warnings.iter().for_each(terminal::warn);
+        self.check_lengths(&built)?;
         Ok(built)
+    }
+
+    /// Virtual tokens take positions, too.
+    fn check_lengths(&self, built: &BuiltAdapter) -> anyhow::Result<()> {
+        let info = self.base.model().info();
+        let (longest, own) = (self.train.lengths().into_iter().max().unwrap_or(0), built.adapter.virtual_tokens());
+        if own == 0 || longest + own <= info.max_positions || matches!(info.kind, ModelKind::EncoderDecoder { .. }) {
+            return Ok(());
+        }
+        let context = info.max_positions;
+        Err(Misuse(format!(
+            "the longest example has {longest} tokens and the method adds {own}, but the model takes {context}: set \
+             max_length: {} and truncate: true, or fewer virtual tokens",
+            context.saturating_sub(own)
+        ))
+        .into())
     }
 
     /// Trains the adapter, from the beginning or from the last checkpoint in the output folder.
@@ -94,13 +152,15 @@ impl Training {
                 tokenizer: &base.pretrained.tokenizer,
                 workspace: &self.workspace,
                 arguments: &config.arguments,
-                examples: &self.train.examples,
-                validation: self.validation.as_ref(),
+                examples: self.train.as_ref(),
+                validation: self.validation.as_deref(),
                 output_dir: &config.run.output_dir,
                 config: config.resolved(),
                 group: &group,
                 write_adapter: &|built, folder| {
-                    save_adapter(folder, built).map_err(|error| as_train_error(folder, error))
+                    save_adapter(folder, built).map_err(|error| as_train_error(folder, error))?;
+                    let written = self.task_file.as_ref().map_or(Ok(()), |file| file.write(folder));
+                    written.map_err(|source| TrainError::Io { action: "write", path: folder.to_path_buf(), source })
                 },
                 write_checkpoint: &|built, folder| {
                     save_checkpoint(folder, built).map_err(|error| as_train_error(folder, error))
@@ -117,6 +177,62 @@ impl Training {
     }
 }
 
+/// How the run's model is loaded.
+fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions {
+    LoadOptions {
+        tokenizer: config.run.tokenizer_name_or_path.clone(),
+        chat_template: config.run.chat_template.clone(),
+        head,
+        ..LoadOptions::default()
+    }
+}
+
+/// The method with the model's head among the modules that are trained in full and kept with the adapter, as PEFT has it
+/// for classifiers, unless the configuration names such modules itself.
+fn with_head(method: &MethodConfig, model: &dyn Model) -> MethodConfig {
+    let mut modules: Vec<String> = Vec::new();
+    let heads = model.sites().iter().filter(|site| site.role == Role::Head).map(|site| site.path.split('.').next());
+    let new = model.info().head.new_modules.iter().map(|path| Some(path.as_str()));
+    for module in heads.chain(new).flatten() {
+        if !modules.iter().any(|known| module == known || module.starts_with(&format!("{known}."))) {
+            modules.push(module.to_owned());
+        }
+    }
+    let written: Option<Value> = serde_json::from_str(&method.to_adapter_config()).ok();
+    let Some(Value::Object(mut config)) = written.filter(|_| !modules.is_empty()) else { return method.clone() };
+    match config.get_mut("modules_to_save") {
+        Some(saved) if saved.is_null() => *saved = modules.into(),
+        _ => return method.clone(),
+    }
+    // What was read once is read again.
+    MethodConfig::from_adapter_config(&Value::Object(config), "peft").map_or(method.clone(), |(config, _)| config)
+}
+
+/// The examples of a task's file.
+pub(crate) fn make_task_dataset(
+    rows: &TaskRows,
+    data: &DataOptions,
+    options: &TaskOptions,
+    base: &Base,
+) -> anyhow::Result<TaskDataset> {
+    let (model, tokenizer) = (base.model().info(), &base.pretrained.tokenizer);
+    let dataset = task_dataset(rows, &TaskContext { data, options, model, tokenizer, labelled: true })?;
+    warn_of_cuts(&rows.path, dataset.truncated, rows.len());
+    Ok(dataset)
+}
+
+/// A held-out set of a task.
+pub(crate) fn task_validation(
+    rows: &TaskRows,
+    data: &DataOptions,
+    options: &TaskOptions,
+    metrics: Vec<&'static Metric>,
+    base: &Base,
+) -> anyhow::Result<TaskValidation> {
+    let dataset = make_task_dataset(rows, data, options, base)?;
+    Ok(TaskValidation::new(dataset, options.clone(), metrics, &base.model().info().head))
+}
+
 /// The records of a data file, and the examples made of them.
 fn read_dataset(file: &Path, config: &RunConfig, base: &Base) -> anyhow::Result<(Records, Dataset)> {
     let records = read_records(file, &config.data)?;
@@ -128,7 +244,10 @@ fn read_dataset(file: &Path, config: &RunConfig, base: &Base) -> anyhow::Result<
 
 /// Says how many examples were cut, if any.
 pub(crate) fn warn_of_truncation(file: &Path, dataset: &Dataset) {
-    let (cut, all) = (dataset.truncated, dataset.examples.len());
+    warn_of_cuts(file, dataset.truncated, dataset.examples.len());
+}
+
+fn warn_of_cuts(file: &Path, cut: usize, all: usize) {
     if cut > 0 {
         terminal::warn(format_args!("{}: {cut} of {all} examples were too long and are cut", file.display()));
     }

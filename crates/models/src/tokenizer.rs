@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
+use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Tokenizer};
 
 use crate::chat::{ChatTemplate, Message, Turn};
 use crate::error::ModelError;
@@ -154,6 +154,24 @@ impl TextTokenizer {
         Ok(EncodedTexts { ids: self.checked(encoding.get_ids().to_vec())?, token_type_ids })
     }
 
+    /// The tokens of a text with where they lie in it, in characters, and without special tokens.
+    pub(crate) fn raw(&self, text: &str) -> Result<Encoding, ModelError> {
+        self.tokenizer.encode_char_offsets(text, false).map_err(|error| self.failed(&error))
+    }
+
+    /// The same of a list of words.
+    pub(crate) fn raw_words(&self, words: Vec<String>) -> Result<Encoding, ModelError> {
+        self.tokenizer.encode_char_offsets(words, false).map_err(|error| self.failed(&error))
+    }
+
+    pub(crate) fn post_processor(&self) -> Option<&PostProcessorWrapper> {
+        self.post_processor.as_ref()
+    }
+
+    pub(crate) fn failed(&self, error: &tokenizers::Error) -> ModelError {
+        damaged(&self.path, error)
+    }
+
     /// The text of tokens; with `skip_special`, without special tokens. Ids without a token are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         // Decoding fails only if the file's decoder does; the tokens as they are spelled are then the best there is.
@@ -236,7 +254,7 @@ impl TextTokenizer {
         Ok(files)
     }
 
-    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>, ModelError> {
+    pub(crate) fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>, ModelError> {
         let Some(embeddings) = self.embeddings else { return Ok(ids) };
         match ids.iter().find(|id| **id as usize >= embeddings) {
             None => Ok(ids),

@@ -6,6 +6,32 @@ use tunesmith_tensor::{Adapter, Forward, Gradients, IGNORED_TARGET, Seed, Segmen
 use crate::Example;
 use crate::losses::{Loss, Targets, loss};
 
+/// Examples to train on or to compute a loss of.
+pub trait TrainingSet: Sync {
+    /// Tokens of each example.
+    fn lengths(&self) -> Vec<usize>;
+
+    /// Labelled values of all examples.
+    fn labelled(&self) -> usize;
+
+    /// A batch of the examples with these numbers, in this order.
+    fn batch(&self, indices: &[usize]) -> Batch;
+}
+
+impl TrainingSet for Vec<Example> {
+    fn lengths(&self) -> Vec<usize> {
+        self.iter().map(|example| example.ids.len()).collect()
+    }
+
+    fn labelled(&self) -> usize {
+        self.iter().map(Example::labelled).sum()
+    }
+
+    fn batch(&self, indices: &[usize]) -> Batch {
+        Batch::new(indices.iter().map(|index| &self[*index]))
+    }
+}
+
 /// Sequences laid end to end, with what their outputs should be.
 #[derive(Clone, Debug)]
 pub struct Batch {

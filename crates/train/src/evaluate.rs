@@ -4,9 +4,8 @@ use indexmap::IndexMap;
 use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
 use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
 
-use crate::batch::Batch;
 use crate::metrics::{METRICS, Metric, MetricValue, Scorer};
-use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError};
+use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError, TrainingSet};
 
 /// Prompts that are continued together.
 const GENERATION_BATCH: usize = 32;
@@ -36,7 +35,34 @@ impl Evaluation {
     }
 }
 
-/// A held-out set: examples for the loss and perhaps prompts for generations.
+/// A held-out set of any task.
+pub trait HeldOut {
+    /// Number of examples.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The keys of what [`HeldOut::evaluate`] measures.
+    fn keys(&self) -> Vec<String>;
+
+    /// Loss and metrics.
+    ///
+    /// # Errors
+    /// [`TrainError::ExceedsBudget`], [`TrainError::References`], or that a metric cannot be computed.
+    fn evaluate(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        limit: BatchLimit,
+    ) -> Result<Evaluation, TrainError>;
+}
+
+/// A held-out set of texts: examples for the loss and perhaps prompts for generations.
 #[derive(Clone, Debug)]
 pub struct Validation {
     /// Tokenised examples.
@@ -81,7 +107,7 @@ impl GenerationTask {
         Ok((measured, texts))
     }
 
-    fn values(&self) -> impl Iterator<Item = &'static MetricValue> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &'static MetricValue> {
         self.metrics.iter().filter(|metric| metric.needs_texts()).flat_map(|metric| metric.values)
     }
 }
@@ -94,14 +120,13 @@ pub fn evaluate_loss(
     model: &dyn Model,
     adapter: Option<&Adapter>,
     workspace: &Workspace,
-    examples: &[Example],
+    examples: &dyn TrainingSet,
     limit: BatchLimit,
 ) -> Result<Evaluation, TrainError> {
-    let lengths = examples.iter().map(|example| example.ids.len()).collect();
-    let plan = BatchPlan::new(lengths, limit, SamplingStrategy::Sequential, Seed(0))?;
+    let plan = BatchPlan::new(examples.lengths(), limit, SamplingStrategy::Sequential, Seed(0))?;
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in plan.epoch(0) {
-        let batch = Batch::new(batch.iter().map(|index| &examples[*index]));
+        let batch = examples.batch(&batch);
         sum += workspace.run(|| batch.loss(&mut Tape::evaluating(workspace), model, adapter).total);
         tokens += batch.labelled();
     }
@@ -134,18 +159,17 @@ pub fn generate_all(
     texts
 }
 
-impl Validation {
-    /// The keys of what [`Validation::evaluate`] measures.
-    pub fn keys(&self) -> Vec<String> {
+impl HeldOut for Validation {
+    fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    fn keys(&self) -> Vec<String> {
         let generated = self.generation.iter().flat_map(GenerationTask::values).map(|value| value.key.to_owned());
         Evaluation::of_loss(0.0, 0).metrics.into_keys().chain(generated).collect()
     }
 
-    /// Loss, perplexity and, where asked for, metrics of generations.
-    ///
-    /// # Errors
-    /// [`TrainError::ExceedsBudget`], [`TrainError::References`].
-    pub fn evaluate(
+    fn evaluate(
         &self,
         model: &dyn Model,
         tokenizer: &TextTokenizer,

@@ -16,10 +16,11 @@ mod optimizer;
 mod run_log;
 mod schedule;
 mod step_benchmark;
+mod tasks;
 mod trainer;
 
 pub use arguments::TrainingArguments;
-pub use batch::{Batch, DecoderBatch, mean_loss};
+pub use batch::{Batch, DecoderBatch, TrainingSet, mean_loss};
 pub use batches::{BatchLimit, BatchPlan, SamplingStrategy};
 pub use checkpoint::{Checkpoints, Difference, OPTIMIZER_FILE, STATE_FILE, TrainerState};
 pub use data::{
@@ -27,7 +28,7 @@ pub use data::{
     read_records, tokenize,
 };
 pub use error::TrainError;
-pub use evaluate::{Evaluation, GenerationTask, Validation, evaluate_loss, generate_all};
+pub use evaluate::{Evaluation, GenerationTask, HeldOut, Validation, evaluate_loss, generate_all};
 pub use losses::{Loss, Targets};
 pub use memory::{page_faults, peak_memory};
 pub use merge::merged_tensors;
@@ -38,4 +39,8 @@ pub use optimizer::{
 pub use run_log::{EvaluationLine, RunLog, TrainingLine};
 pub use schedule::{LearningRateSchedule, Ramp, SchedulerOptions, SchedulerType};
 pub use step_benchmark::{OperationTime, StepBenchmark, StepMeasurement};
+pub use tasks::{
+    Prediction, Question, Target, TaskContext, TaskDataset, TaskExample, TaskOptions, TaskRows, TaskValidation, Window,
+    read_task_rows, task_dataset, task_labels,
+};
 pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run};

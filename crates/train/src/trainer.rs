@@ -9,10 +9,10 @@ use tunesmith_models::{Model, TextTokenizer};
 use tunesmith_tensor::{Gradients, Parameter, Seed, Workspace};
 
 use crate::batch::{Batch, mean_loss};
-use crate::evaluate::{Evaluation, Validation};
+use crate::evaluate::{Evaluation, HeldOut};
 use crate::{
-    BatchPlan, Checkpoints, EvaluationLine, Example, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, ParameterGroup,
-    RunLog, TrainError, TrainerState, TrainingArguments, TrainingLine, clip_grad_norm, peak_memory,
+    BatchPlan, Checkpoints, EvaluationLine, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, ParameterGroup, RunLog,
+    TrainError, TrainerState, TrainingArguments, TrainingLine, TrainingSet, clip_grad_norm, peak_memory,
 };
 
 /// The run's log within its folder.
@@ -29,9 +29,9 @@ pub struct Run<'a> {
     /// How to train.
     pub arguments: &'a TrainingArguments,
     /// The training set.
-    pub examples: &'a [Example],
+    pub examples: &'a dyn TrainingSet,
     /// The held-out set.
-    pub validation: Option<&'a Validation>,
+    pub validation: Option<&'a dyn HeldOut>,
     /// Where checkpoints and the log go.
     pub output_dir: &'a Path,
     /// The resolved configuration, kept in checkpoints: only a run with the same one may go on from them.
@@ -127,8 +127,8 @@ impl Run<'_> {
             }
         }
         let seed = Seed(self.arguments.seed);
-        let lengths = self.examples.iter().map(|example| example.ids.len()).collect();
-        let plan = BatchPlan::new(lengths, self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
+        let plan =
+            BatchPlan::new(self.examples.lengths(), self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
         let accumulation = self.arguments.gradient_accumulation_steps;
         let planned = || plan.updates(self.arguments.num_train_epochs, accumulation);
         let max_steps = self.arguments.max_steps.unwrap_or_else(planned);
@@ -267,8 +267,7 @@ impl Session<'_> {
         let start = Instant::now();
         let step = self.state.global_step;
         let examples = self.run.examples;
-        let batch = |indices: &Vec<usize>| Batch::new(indices.iter().map(|index| &examples[*index]));
-        let batches: Vec<Batch> = window.iter().map(batch).collect();
+        let batches: Vec<Batch> = window.iter().map(|indices| examples.batch(indices)).collect();
         let tokens = batches.iter().map(|batch| batch.ids.len() as u64).sum();
         let dropout = Some(self.seed.derive("step", step));
         self.gradients.clear();
@@ -358,7 +357,7 @@ impl Session<'_> {
     fn evaluate(
         &mut self,
         built: &BuiltAdapter,
-        validation: &Validation,
+        validation: &dyn HeldOut,
         step: u64,
         epoch: f64,
         observer: &mut dyn Observer,

@@ -2,28 +2,34 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use tunesmith_models::Task;
 use tunesmith_tensor::Workspace;
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
-    BatchLimit, DataOptions, Evaluation, GenerationTask, evaluate_loss, generation_cases, read_records, tokenize,
+    BatchLimit, DataOptions, Evaluation, GenerationTask, HeldOut, TaskOptions, evaluate_loss, generation_cases,
+    read_records, read_task_rows, tokenize,
 };
 
 use crate::args::{EvaluateArgs, ModelArgs};
 use crate::base::{Base, tuners};
 use crate::config::{Written, text_metrics};
 use crate::failure::Misuse;
+use crate::task_file::{self, TaskFile};
 use crate::terminal;
-use crate::training::{greedy, rounded, warn_of_truncation};
+use crate::training::{greedy, rounded, task_validation, warn_of_truncation};
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     if args.batch_size == 0 || args.limit == Some(0) {
         return Err(Misuse("--batch-size and --limit must be at least 1".into()).into());
     }
-    let What { model, file, data, metrics } = what(args)?;
+    let What { model, file, data, task, named, metrics } = what(args)?;
+    if !matches!(task.task()?, Task::CausalLm) {
+        return evaluate_task(args, &model, &file, &data, &task, named);
+    }
     let mut records = read_records(&file, &data)?;
     if let Some(limit) = args.limit {
         records.records.truncate(limit);
@@ -69,11 +75,49 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     print(&evaluation, dataset.examples.len()).context("cannot write to standard output")
 }
 
+/// Loss and metrics of a task other than continuing texts.
+fn evaluate_task(
+    args: &EvaluateArgs,
+    model: &ModelArgs,
+    file: &Path,
+    data: &DataOptions,
+    options: &TaskOptions,
+    named: Vec<&'static Metric>,
+) -> anyhow::Result<()> {
+    let mut rows = read_task_rows(file, data)?;
+    if let Some(limit) = args.limit {
+        rows.truncate(limit);
+    }
+    let (base, adapter) = Base::with_head(model, task_file::head(options, options.label_names.clone())?)?;
+    let metrics = of_texts(named.clone());
+    let mut set = task_validation(&rows, data, options, named, &base)?;
+    let tokenizer = &base.pretrained.tokenizer;
+    if options.task()? == Task::Seq2SeqLm && !metrics.is_empty() {
+        let mut records = read_records(file, data)?;
+        records.records.truncate(rows.len());
+        let cases = generation_cases(&records, tokenizer)?;
+        set.generation = Some(GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics });
+    }
+    let (workspace, limit) = (Workspace::new(), BatchLimit::Sequences(args.batch_size));
+    let evaluation = set.evaluate(base.model(), tokenizer, tuners(&adapter), &workspace, limit)?;
+    if let Some(path) = &args.json {
+        let mut result = json!({"model": base.name, "adapter": model.adapter, "data": file, "examples": rows.len()});
+        for (key, value) in &evaluation.metrics {
+            result[key] = json!(value);
+        }
+        fs::write(path, format!("{result:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    print(&evaluation, rows.len()).context("cannot write to standard output")
+}
+
 /// What to evaluate.
 struct What {
     model: ModelArgs,
     file: PathBuf,
     data: DataOptions,
+    task: TaskOptions,
+    /// All metrics that were named.
+    named: Vec<&'static Metric>,
     /// Metrics of generated texts.
     metrics: Vec<&'static Metric>,
 }
@@ -87,18 +131,25 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
         metrics.push(Metric::by_name(name).map_err(|error| Misuse(format!("--metric: {error}")))?);
     }
     let Some(path) = &args.config else {
-        let data = Written::command_line(&args.overrides)?.build_data_options()?;
+        let own = model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
+        let written = Written::command_line(&args.overrides)?.over(own.map(|own| own.options()).unwrap_or_default());
+        let (data, task) = written.build_data_options()?;
         let file = args.data.clone().context("clap asks for --data or --config")?;
-        return Ok(What { model, file, data, metrics: of_texts(metrics) });
+        return Ok(What { model, file, data, task, named: metrics.clone(), metrics: of_texts(metrics) });
     };
     let config = Written::read(path, &args.overrides)?.build()?;
     let file = args.data.clone().or_else(|| config.data.validation_file.clone());
     let file = file.ok_or_else(|| Misuse(format!("{} has no validation_file: give --data", path.display())))?;
+    let mut named = metrics.clone();
+    named.extend(config.arguments.metrics.iter().copied());
     metrics.extend(text_metrics(&config.run, &config.arguments));
+    let own = model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
+    let label_names = own.and_then(|own| own.labels()).or(config.task.label_names.clone());
+    let task = TaskOptions { label_names, ..config.task };
     model.model.get_or_insert(config.run.model_name_or_path);
     model.tokenizer = model.tokenizer.or(config.run.tokenizer_name_or_path);
     model.chat_template = model.chat_template.or(config.run.chat_template);
-    Ok(What { model, file, data: config.data, metrics: of_texts(metrics) })
+    Ok(What { model, file, data: config.data, task, named, metrics: of_texts(metrics) })
 }
 
 /// Those of `metrics` that are computed of generated texts, each once: loss and perplexity are measured in any case.

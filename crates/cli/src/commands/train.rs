@@ -62,15 +62,15 @@ fn check_unused(output: &Path) -> anyhow::Result<()> {
 fn describe_run(training: &Training, trainable: usize) -> String {
     let all: usize = training.base.model().tensors().iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
     let data = &training.train;
-    let validation = training.validation.as_ref().map(|set| format!(", {} for validation", set.examples.len()));
+    let validation = training.validation.as_ref().map(|set| format!(", {} for validation", set.len()));
     format!(
         "{}: {} parameters, {} trainable ({:.2} %)\n{} examples with {} tokens, {} of them to be learned{}",
         training.base.name,
         HumanCount(all as u64),
         HumanCount(trainable as u64),
         100.0 * trainable as f64 / all as f64,
-        data.examples.len(),
-        data.tokens(),
+        data.lengths().len(),
+        data.lengths().iter().sum::<usize>(),
         data.labelled(),
         validation.unwrap_or_default()
     )

@@ -4,9 +4,9 @@ mod encode;
 mod example;
 mod generation;
 mod options;
-mod problems;
+pub(crate) mod problems;
 mod records;
-mod rows;
+pub(crate) mod rows;
 
 pub use encode::Encode;
 pub use example::{Dataset, Example, tokenize};

@@ -1,0 +1,70 @@
+//! A head's outputs for many examples.
+
+use tunesmith_models::{Model, Task};
+use tunesmith_tensor::{Adapter, Forward, Matrix, Seed, Segments, Tape, Workspace};
+
+use crate::losses::loss;
+use crate::tasks::{Target, TaskDataset};
+use crate::{BatchLimit, BatchPlan, SamplingStrategy, TrainError, TrainingSet};
+
+/// What a model makes of a data set.
+pub(super) struct Outputs {
+    /// For each example the head's outputs: `[1, outputs]` of its sequence, or `[tokens, outputs]`. Without a head the mean
+    /// of its hidden states, `[1, hidden]`.
+    pub(super) rows: Vec<Matrix>,
+    /// The sum of the losses of labelled values.
+    pub(super) loss: f64,
+    /// Labelled values.
+    pub(super) labelled: usize,
+}
+
+/// Runs `dataset` in batches within `limit`.
+///
+/// # Errors
+/// [`TrainError::ExceedsBudget`] if an example exceeds the limit.
+pub(super) fn outputs(
+    dataset: &TaskDataset,
+    model: &dyn Model,
+    adapter: Option<&Adapter>,
+    workspace: &Workspace,
+    limit: BatchLimit,
+) -> Result<Outputs, TrainError> {
+    let plan = BatchPlan::new(dataset.lengths(), limit, SamplingStrategy::Sequential, Seed(0))?;
+    let task = model.info().head.task;
+    let mut all = Outputs { rows: Vec::new(), loss: 0.0, labelled: 0 };
+    for indices in plan.epoch(0) {
+        let batch = dataset.batch_of(&indices);
+        let is_labelled = indices.iter().all(|index| dataset.examples[*index].target != Target::Unknown);
+        let (rows, sum) = workspace.run(|| {
+            let mut tape = Tape::evaluating(workspace);
+            let mut forward = Forward::new(&mut tape, batch.segments.clone(), adapter);
+            let hidden = model.hidden_states(&mut forward, &batch.inputs(), None);
+            let sum = if is_labelled { loss(model, &mut forward, &hidden, &batch.targets).total } else { 0.0 };
+            let one_each = Segments::from_lengths((0..indices.len()).map(|_| 1));
+            let (found, segments) = match task {
+                Task::FeatureExtraction => {
+                    let segments = forward.segments().clone();
+                    (forward.tape().mean_rows(&hidden, &segments), one_each)
+                }
+                Task::SeqCls => (model.logits(&mut forward, &hidden, &one_each), one_each),
+                _ => {
+                    let segments = forward.segments().clone();
+                    (model.logits(&mut forward, &hidden, &segments), segments)
+                }
+            };
+            let found = found.value();
+            let cols = found.cols();
+            let rows = segments.ranges().map(|range| {
+                let values = found.data()[range.start * cols..range.end * cols].to_vec();
+                Matrix::from_vec(range.len(), cols, values)
+            });
+            (rows.collect::<Vec<_>>(), sum)
+        });
+        all.rows.extend(rows);
+        if is_labelled {
+            all.loss += sum;
+            all.labelled += batch.labelled();
+        }
+    }
+    Ok(all)
+}
