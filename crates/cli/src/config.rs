@@ -593,7 +593,7 @@ peft:
     fn data_options_stand_alone_for_evaluation() {
         let overrides = ["prompt_column=q".to_owned(), "completion_column=a".to_owned()];
         let data = Written::command_line(&overrides).unwrap().build_data_options().unwrap();
-        assert_eq!(data.prompt_column.as_deref(), Some("q"));
+        assert_eq!(data.0.prompt_column.as_deref(), Some("q"));
         let error = Written::command_line(&["prompt_colum=q".to_owned()]).unwrap().build_data_options().unwrap_err();
         assert!(error.to_string().contains("did you mean 'prompt_column'?"), "{error}");
     }

@@ -93,7 +93,7 @@ impl TextTokenizer {
     ) -> Result<Pieces, ModelError> {
         let added = self.added(second.is_some());
         let uncut = first.len() + second.as_ref().map_or(0, Encoding::len) + added;
-        let (first, second) = match max_length {
+        let (mut first, mut second) = match max_length {
             Some(max_length) if uncut > max_length => {
                 let params = TruncationParams {
                     max_length: max_length.saturating_sub(added),
@@ -106,7 +106,13 @@ impl TextTokenizer {
         };
         let both = match self.post_processor() {
             Some(processor) => processor.process(first, second, true).map_err(|error| self.failed(&error))?,
-            None => Encoding::merge(std::iter::once(first).chain(second), false),
+            None => {
+                first.set_sequence_id(0);
+                if let Some(second) = &mut second {
+                    second.set_sequence_id(1);
+                }
+                Encoding::merge(std::iter::once(first).chain(second), false)
+            }
         };
         let places = both.get_sequence_ids().into_iter().zip(both.get_word_ids()).zip(both.get_offsets());
         let special = both.get_special_tokens_mask().iter();

@@ -1,0 +1,220 @@
+//! Classes, numbers, tags and answers, from data to predictions, with a tiny BERT.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::scene::Scene;
+
+const RUN: &str = "\
+model_name_or_path: bert
+output_dir: out
+train_file: train.jsonl
+validation_file: valid.jsonl
+learning_rate: 1e-2
+max_steps: 150
+per_device_train_batch_size: 8
+eval_steps: 150
+peft:
+  peft_type: LORA
+  r: 8
+  lora_alpha: 16
+  target_modules: [query, value, intermediate.dense]
+";
+
+/// A scene with a tiny BERT and a run for `task`, whose keys stand in `more`.
+fn scene(more: &str, train: &str, valid: &str) -> Scene {
+    let scene = Scene::new();
+    let bert = scene.path("bert");
+    fs::create_dir(&bert).unwrap();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (folder, names) in [
+        (repository.join("fixtures/bert/model"), ["config.json", "model.safetensors"]),
+        (scene.path("model"), ["tokenizer.json", "tokenizer_config.json"]),
+    ] {
+        for name in names {
+            fs::copy(folder.join(name), bert.join(name)).unwrap();
+        }
+    }
+    scene.write("run.yaml", &format!("{RUN}{more}"));
+    scene.write("train.jsonl", train);
+    scene.write("valid.jsonl", valid);
+    scene
+}
+
+/// The value behind a name in what `evaluate` printed.
+fn measured(out: &str, name: &str) -> f64 {
+    let line = out.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {out}"));
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Texts of which those with more of `a` than of `b` are of one class.
+fn letters(count: usize, shift: usize) -> Vec<(String, bool)> {
+    let text = |number: usize| {
+        let is_a = number.is_multiple_of(2);
+        let (many, few) = if is_a { ("a", "b") } else { ("b", "a") };
+        let place = (number * 7 + shift) % 5;
+        let text: String = (0..6).map(|at| if at == place { few } else { many }).collect();
+        (text, is_a)
+    };
+    (0..count).map(text).collect()
+}
+
+#[test]
+fn classes_of_pairs_are_learned_named_and_predicted() {
+    let file = |count, shift| -> String {
+        let line = |(text, is_a): (String, bool)| {
+            let label = if is_a { "much a" } else { "much b" };
+            format!("{{\"first\": \"{text}\", \"second\": \"xy\", \"kind\": \"{label}\"}}\n")
+        };
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let keys = "task_type: SEQ_CLS\ntext_column: first\ntext_pair_column: second\nlabel_column: kind\n";
+    let scene = scene(keys, &file(40, 0), &file(10, 3));
+    scene.run(&["train", "run.yaml"]).succeeds();
+    let names = serde_json::from_str::<Value>(&scene.read("out/task.json")).unwrap();
+    assert_eq!(names["task"]["label_names"], serde_json::json!(["much a", "much b"]));
+    let evaluated = scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
+    assert_eq!(measured(evaluated.succeeds(), "accuracy"), 1.0);
+
+    scene.write(
+        "new.jsonl",
+        "{\"first\": \"aaaaaa\", \"second\": \"xy\"}\n{\"first\": \"bbbbbb\", \"second\": \"xy\"}\n",
+    );
+    let predicted = lines(scene.run(&["predict", "-a", "out", "--data", "new.jsonl"]).succeeds());
+    assert_eq!((&predicted[0]["label"], &predicted[1]["label"]), (&"much a".into(), &"much b".into()));
+    assert!(predicted[0]["probabilities"]["much a"].as_f64().unwrap() > 0.5);
+
+    scene.write(
+        "valid.jsonl",
+        "{\"first\": \"a\", \"second\": \"b\", \"kind\": \"much c\"}\n{\"first\": \"a\", \"second\": \"b\"}\n",
+    );
+    scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]).fails(
+        1,
+        &[
+            "valid.jsonl:1: the label 'much c' is not one of the model's: much a, much b",
+            "valid.jsonl:2: has no `kind`",
+        ],
+    );
+}
+
+#[test]
+fn several_labels_at_once_and_numbers_are_learned() {
+    let flags = |count, shift| -> String {
+        let line = |(text, is_a): (String, bool)| {
+            let labels = if is_a { "[\"a\"]" } else { "[\"b\", \"other\"]" };
+            format!("{{\"text\": \"{text}\", \"label\": {labels}}}\n")
+        };
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let several = scene("task_type: SEQ_CLS\nproblem_type: multi_label_classification\n", &flags(40, 0), &flags(10, 3));
+    several.run(&["train", "run.yaml"]).succeeds();
+    assert_eq!(measured(several.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]).succeeds(), "f1"), 1.0);
+    let predicted = lines(several.run(&["predict", "-a", "out", "--data", "valid.jsonl"]).succeeds());
+    assert_eq!(predicted[1]["labels"], serde_json::json!(["b", "other"]));
+
+    let numbers = |count, shift| -> String {
+        let line = |(text, is_a): (String, bool)| {
+            format!("{{\"text\": \"{text}\", \"label\": {}}}\n", if is_a { 2.5 } else { -1.0 })
+        };
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let regression = scene("task_type: SEQ_CLS\nproblem_type: regression\n", &numbers(40, 0), &numbers(10, 3));
+    regression.run(&["train", "run.yaml"]).succeeds();
+    let evaluated = regression.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
+    assert!(measured(evaluated.succeeds(), "pearson") > 0.95, "{}", evaluated.out);
+    let predicted = lines(regression.run(&["predict", "-a", "out", "--data", "valid.jsonl"]).succeeds());
+    assert!((predicted[0]["score"].as_f64().unwrap() - 2.5).abs() < 0.7, "{predicted:?}");
+    regression.write("valid.jsonl", "{\"text\": \"a\", \"label\": \"high\"}\n");
+    let failed = regression.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
+    failed.fails(1, &["valid.jsonl:1: `label` is \"high\", must be a number"]);
+}
+
+#[test]
+fn tags_of_words_are_learned_by_their_first_pieces() {
+    let file = |count, shift| -> String {
+        let line = |(text, is_a): (String, bool)| {
+            let (name, tag) = if is_a { ("aa", "B-A") } else { ("bb", "B-B") };
+            format!("{{\"tokens\": [\"{name}\", \"xyz\", \"{text}\"], \"tags\": [\"{tag}\", \"O\", \"O\"]}}\n")
+        };
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let scene = scene("task_type: TOKEN_CLS\n", &file(40, 0), &file(10, 3));
+    scene.run(&["train", "run.yaml"]).succeeds();
+    let evaluated = scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
+    assert_eq!(measured(evaluated.succeeds(), "overall_f1"), 1.0, "{}", evaluated.out);
+    let predicted = lines(scene.run(&["predict", "-a", "out", "--data", "valid.jsonl"]).succeeds());
+    assert_eq!(predicted[1]["tags"], serde_json::json!(["B-B", "O", "O"]));
+    scene.write("valid.jsonl", "{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\"]}\n");
+    let failed = scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
+    failed.fails(1, &["valid.jsonl:1: has 1 tags in `tags` for 2 words"]);
+}
+
+#[test]
+fn answers_are_found_in_texts_longer_than_a_window() {
+    // The answer is the number.
+    let text = |number: usize| {
+        let digits = "777".to_owned();
+        let (before, after) = ("x ".repeat(1 + number % 9), "y ".repeat(9 - number % 9));
+        (format!("{before}{digits} {after}"), before.len(), digits)
+    };
+    let file = |range: std::ops::Range<usize>| {
+        let question = |number: usize| {
+            let (context, start, digits) = text(number);
+            format!(
+                "{{\"id\": \"q{number}\", \"question\": \"which\", \"context\": \"{context}\",\n \"answers\": \
+                 [{{\"text\": \"{digits}\", \"answer_start\": {start}}}]}}"
+            )
+        };
+        let questions: Vec<String> = range.map(question).collect();
+        let paragraphs: Vec<String> = questions
+            .iter()
+            .map(|question| {
+                let fields: Value = serde_json::from_str(question).unwrap();
+                format!("{{\"context\": {}, \"qas\": [{question}]}}", fields["context"])
+            })
+            .collect();
+        format!("{{\"version\": \"1\", \"data\": [{{\"paragraphs\": [\n{}\n]}}]}}\n", paragraphs.join(",\n"))
+    };
+    let scene = scene("task_type: QUESTION_ANS\nmax_length: 20\ndoc_stride: 6\n", "", "");
+    scene.write("train.json", &file(0..40));
+    scene.write("valid.json", &file(40..50));
+    let files = ["train_file=train.json", "validation_file=valid.json", "max_steps=200"];
+    scene.run(&[&["train", "run.yaml"], &files[..]].concat()).succeeds();
+    let evaluated = scene.run(&["evaluate", "-a", "out", "--data", "valid.json"]);
+    assert!(measured(evaluated.succeeds(), "squad_em") >= 90.0, "{}", evaluated.out);
+    let predicted = lines(scene.run(&["predict", "-a", "out", "--data", "valid.json"]).succeeds());
+    assert_eq!(predicted[0]["id"], "q40");
+
+    scene.write("valid.json", &file(40..42).replacen("\"answer_start\": 10", "\"answer_start\": 1000", 1));
+    let failed = scene.run(&["evaluate", "-a", "out", "--data", "valid.json"]);
+    failed.fails(1, &["valid.json:", "lies outside its context"]);
+}
+
+#[test]
+fn features_need_no_training() {
+    let scene = scene("", "", "");
+    scene.write("texts.jsonl", "{\"text\": \"abc\"}\n{\"text\": \"abc\"}\n{\"text\": \"xyz\"}\n");
+    let found = scene.run(&["predict", "-m", "bert", "--data", "texts.jsonl", "task_type=FEATURE_EXTRACTION"]);
+    let found = lines(found.succeeds());
+    assert_eq!(found[0]["features"].as_array().unwrap().len(), 32);
+    assert!(found[0] == found[1] && found[0] != found[2]);
+    scene.run(&["train", "run.yaml", "task_type=FEATURE_EXTRACTION"]).fails(2, &["nothing to be trained on"]);
+    scene.run(&["train", "run.yaml", "task_type=SEQ_CLASS"]).fails(2, &["task_type 'SEQ_CLASS' is not known"]);
+}
+
+#[test]
+fn texts_that_are_too_long_are_errors_unless_they_may_be_cut() {
+    let long =
+        format!("{{\"text\": \"{}\", \"label\": \"a\"}}\n{{\"text\": \"b\", \"label\": \"b\"}}\n", "a".repeat(90));
+    let scene = scene("task_type: SEQ_CLS\n", &long, &long);
+    scene.run(&["train", "run.yaml"]).fails(1, &["train.jsonl:1: has 90 tokens, more than 64", "truncate"]);
+    let ended = scene.run(&["train", "run.yaml", "truncate=true", "max_steps=2", "eval_steps=2"]);
+    ended.succeeds();
+    assert!(ended.err.contains("1 of 2 examples were too long and are cut"), "{}", ended.err);
+}
