@@ -72,9 +72,10 @@ pub enum ModelError {
     /// Weights are there, but pickled.
     #[error(
         "{} holds only pickled weights ({}), which can run any code when opened and are not read. Convert them once: \
-         python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{}', \
-         weights_only=True).save_pretrained('{}-safetensors', safe_serialization=True)\", then use that folder",
-        folder.display(), files.join(", "), folder.display(), folder.display()
+         python -c \"import transformers as t; M = getattr(t, t.AutoConfig.from_pretrained('{}').architectures[0]); \
+         M.from_pretrained('{}', weights_only=True).save_pretrained('{}-safetensors', safe_serialization=True)\", then use \
+         that folder",
+        folder.display(), files.join(", "), folder.display(), folder.display(), folder.display()
     )]
     Pickled {
         /// The model folder.

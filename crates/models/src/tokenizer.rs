@@ -383,6 +383,44 @@ mod tests {
         assert_eq!(second.render(&messages, true).unwrap(), "<s><pad>user\n\nhi</s>\n\n<pad>assistant\n\n");
     }
 
+    /// The tokenizer that T5's SentencePiece model becomes in `tokenizer.json`.
+    #[test]
+    fn pieces_of_a_sentencepiece_model_are_found_and_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        let pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), ("▁he", -2.0), ("llo", -2.5)];
+        let more = [("▁world", -2.0), ("w", -6.0), ("o", -6.0), ("▁hell", -9.0)];
+        let vocab: Vec<Value> =
+            pieces.iter().chain(&more).map(|(piece, score): &(&str, f64)| json!([piece, score])).collect();
+        let special = |id: usize, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        };
+        let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [special(0, "<pad>"), special(1, "</s>"), special(2, "<unk>")],
+            "pre_tokenizer": metaspace, "decoder": metaspace,
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}},
+                         {"Sequence": {"id": "B", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+                "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+            },
+            "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false},
+        });
+        fs::write(folder.path().join(TOKENIZER), json.to_string()).unwrap();
+        let tokenizer = TextTokenizer::open(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("hello world", true).unwrap(), [4, 5, 6, 1]);
+        assert_eq!(tokenizer.decode(&[4, 5, 6, 1], true), "hello world");
+        let copy = tempfile::tempdir().unwrap();
+        write(&tokenizer, copy.path());
+        let again = TextTokenizer::open(copy.path()).unwrap();
+        assert_eq!(again.encode("world hello", true).unwrap(), [6, 4, 5, 1]);
+        let text = tokenizer.for_embeddings(6).encode("world", true).unwrap_err().to_string();
+        assert!(text.contains("the model has 6 token embeddings"), "{text}");
+    }
+
     #[test]
     fn the_assistants_tokens_are_marked_even_if_the_tokenizer_moves_offsets() {
         let folder = folder();
