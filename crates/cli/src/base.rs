@@ -72,6 +72,17 @@ impl Base {
         Ok(built)
     }
 
+    /// Makes sure that the model is for one of these tasks.
+    pub(crate) fn require(&self, tasks: &[Task]) -> anyhow::Result<()> {
+        let found = self.model().info().head.task;
+        if tasks.contains(&found) {
+            return Ok(());
+        }
+        let wanted: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+        let (name, found) = (&self.name, found.name());
+        Err(Misuse(format!("{name} is a model for {found}; this needs one for {}", wanted.join(" or "))).into())
+    }
+
     /// The model.
     pub(crate) fn model(&self) -> &dyn Model {
         self.pretrained.model.as_ref()

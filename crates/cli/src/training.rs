@@ -9,7 +9,7 @@ use tunesmith_methods::{
     BuiltAdapter, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter,
     save_checkpoint,
 };
-use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, ModelKind, Task};
+use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task};
 use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
@@ -60,7 +60,8 @@ impl Training {
         if config.task.task()? != Task::CausalLm {
             return Self::prepare_task(config);
         }
-        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, HeadOptions::default()))?;
+        let head = HeadOptions::for_task(Task::CausalLm);
+        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, head))?;
         let (_, train) = read_dataset(&data.train_file, &config, &base)?;
         let validation = data.validation_file.as_ref().map(|file| {
             let (records, dataset) = read_dataset(file, &config, &base)?;
@@ -121,7 +122,7 @@ impl Training {
     fn check_lengths(&self, built: &BuiltAdapter) -> anyhow::Result<()> {
         let info = self.base.model().info();
         let (longest, own) = (self.train.lengths().into_iter().max().unwrap_or(0), built.adapter.virtual_tokens());
-        if own == 0 || longest + own <= info.max_positions || matches!(info.kind, ModelKind::EncoderDecoder { .. }) {
+        if own == 0 || longest + own <= info.max_positions {
             return Ok(());
         }
         let context = info.max_positions;

@@ -29,8 +29,11 @@ pub(crate) struct Architecture {
     /// The tasks it has heads for.
     pub(crate) tasks: &'static [Task],
     /// Reads `config.json`, whose path is for messages. The task in the options is one of `tasks`.
-    pub(crate) configure: fn(Map<String, Value>, &Path, &HeadOptions) -> Result<Box<dyn Configured>, ModelError>,
+    pub(crate) configure: Configure,
 }
+
+/// Reads a configuration.
+type Configure = fn(Map<String, Value>, &Path, &HeadOptions) -> Result<Box<dyn Configured>, ModelError>;
 
 /// A configuration that is known to be good.
 pub(crate) trait Configured {

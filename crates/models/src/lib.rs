@@ -55,5 +55,5 @@ pub use safetensors::Safetensors;
 pub use sampling::Sampling;
 pub use save::save_folder;
 pub use task::{HeadInfo, HeadOptions, ProblemType, Task};
-pub use tokenizer::{EncodedChat, EncodedTexts, TextTokenizer};
+pub use tokenizer::{EncodedChat, TextTokenizer};
 pub use weights::{StoredTensor, WeightSource};

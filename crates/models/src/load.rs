@@ -111,7 +111,7 @@ pub fn load_model_with(path: &Path, precision: Precision, head: &HeadOptions) ->
 /// A model whose small files have been read.
 enum Opened {
     Folder { folder: PathBuf, json: Map<String, Value>, config: Box<dyn Configured> },
-    Gguf(Gguf),
+    Gguf(Box<Gguf>),
 }
 
 impl Opened {
@@ -121,7 +121,7 @@ impl Opened {
         if path.is_file() {
             if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
                 return match head.task {
-                    None | Some(Task::CausalLm) => Ok(Self::Gguf(Gguf::open(path)?)),
+                    None | Some(Task::CausalLm) => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
                     Some(task) => Err(ModelError::NoSuchHead {
                         path: path.to_path_buf(),
                         model_type: "gguf".to_owned(),
@@ -156,7 +156,7 @@ impl Opened {
             Self::Gguf(mut gguf) => {
                 let generation = GenerationDefaults::from_gguf(&gguf)?;
                 let config = gguf.config().clone();
-                let model = Llama::from_source(config, &mut InPrecision { source: &mut gguf, precision })?;
+                let model = Llama::from_source(config, &mut InPrecision { source: &mut *gguf, precision })?;
                 Ok(LoadedModel { model: Arc::new(model), generation, format: NumberFormat::F32 })
             }
         }

@@ -25,7 +25,7 @@ pub struct ModelInfo {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Longest context, in tokens.
+    /// Longest context, in tokens; `u32::MAX` where positions have no end.
     pub max_positions: usize,
     /// Whether the output embedding is the token embedding.
     pub tied: bool,

@@ -1,6 +1,7 @@
 //! A checkpoint under the names that a model uses: prefixes of other heads, names of older releases.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use tunesmith_tensor::Precision;
@@ -26,9 +27,9 @@ impl<'a> Renamed<'a> {
             if new == *old {
                 names.remove(&new);
                 stored.insert(new, tensor.clone());
-            } else if !stored.contains_key(&new) {
-                names.insert(new.clone(), old.clone());
-                stored.insert(new, tensor.clone());
+            } else if let Entry::Vacant(free) = stored.entry(new) {
+                names.insert(free.key().clone(), old.clone());
+                free.insert(tensor.clone());
             }
         }
         Self { source, stored, names }

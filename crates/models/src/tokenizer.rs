@@ -45,15 +45,6 @@ pub struct EncodedChat {
     pub is_assistant: Vec<bool>,
 }
 
-/// One or two texts as tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EncodedTexts {
-    /// Token ids, special ones included.
-    pub ids: Vec<u32>,
-    /// For each token the text that it belongs to, 0 or 1.
-    pub token_type_ids: Vec<u32>,
-}
-
 impl TextTokenizer {
     /// Reads `tokenizer.json` and, beside it, `tokenizer_config.json`, `special_tokens_map.json` and
     /// `chat_template.jinja`, where they are. `path` is the folder or the `tokenizer.json` itself.
@@ -127,31 +118,6 @@ impl TextTokenizer {
             encoding = post_processor.process(encoding, None, true).map_err(|error| damaged(&self.path, &error))?;
         }
         self.checked(encoding.get_ids().to_vec())
-    }
-
-    /// The tokens of one or two texts as an encoder reads them, with the special tokens around and between them, and for
-    /// each token the text that it belongs to (`token_type_ids`).
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode).
-    pub fn encode_texts(&self, first: &str, second: Option<&str>) -> Result<EncodedTexts, ModelError> {
-        let encode = |text: &str| self.tokenizer.encode_fast(text, false).map_err(|error| damaged(&self.path, &error));
-        let (mut first, mut second) = (encode(first)?, second.map(encode).transpose()?);
-        first.set_type_ids(vec![0; first.len()]);
-        if let Some(second) = &mut second {
-            second.set_type_ids(vec![1; second.len()]);
-        }
-        let encoding = match &self.post_processor {
-            Some(post_processor) => {
-                post_processor.process(first, second, true).map_err(|error| damaged(&self.path, &error))?
-            }
-            None => {
-                first.merge_with(second.unwrap_or_default(), false);
-                first
-            }
-        };
-        let token_type_ids = encoding.get_type_ids().to_vec();
-        Ok(EncodedTexts { ids: self.checked(encoding.get_ids().to_vec())?, token_type_ids })
     }
 
     /// The tokens of a text with where they lie in it, in characters, and without special tokens.
@@ -316,7 +282,8 @@ fn damaged(path: &Path, error: &tokenizers::Error) -> ModelError {
 
 fn no_tokenizer(path: &Path) -> String {
     let option = "or give another with tokenizer_name_or_path (a tokenizer.json, or a folder that holds one)";
-    if path.join("tokenizer.model").is_file() || path.join("vocab.json").is_file() {
+    let older = ["tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "sentencepiece.bpe.model"];
+    if older.iter().any(|file| path.join(file).is_file()) {
         return format!(
             "it has tokenizer files of an older kind but no {TOKENIZER}; make one: python -c \"from transformers \
              import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\", {option}",

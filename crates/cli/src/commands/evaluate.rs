@@ -35,6 +35,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
         records.records.truncate(limit);
     }
     let (base, adapter) = Base::from_args(&model)?;
+    base.require(&[Task::CausalLm])?;
     let tokenizer = &base.pretrained.tokenizer;
     let dataset = tokenize(&records, &data, tokenizer, base.model().info().max_positions)?;
     warn_of_truncation(&file, &dataset);

@@ -7,7 +7,8 @@ use anyhow::Context;
 use serde_json::json;
 use tunesmith_methods::BuiltAdapter;
 use tunesmith_models::{
-    BeamSearch, EarlyStopping, FinishReason, Generated, GenerationOptions, Message, Sampling, beam_search, generate,
+    BeamSearch, EarlyStopping, FinishReason, Generated, GenerationOptions, Message, Sampling, Task, beam_search,
+    generate,
 };
 use tunesmith_tensor::{Seed, Workspace};
 
@@ -20,6 +21,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let (sampling, beams) = (sampling(&args.sampling)?, beams(&args.sampling)?);
     let prompts = prompts(args)?;
     let (base, adapter) = Base::from_args(&args.model)?;
+    base.require(&[Task::CausalLm, Task::Seq2SeqLm])?;
     let options = GenerationOptions {
         sampling,
         stop: args.sampling.stop.clone(),

@@ -10,7 +10,7 @@ use indicatif::HumanBytes;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 use tunesmith_methods::load_config;
-use tunesmith_models::{LoadedModel, load_model};
+use tunesmith_models::{LoadedModel, ModelKind, load_model};
 use tunesmith_tensor::{Site, SiteKind};
 use tunesmith_train::{LOG_FILE, STATE_FILE, TrainerState};
 
@@ -56,9 +56,20 @@ fn model(out: &mut dyn Write, path: &Path, all: bool) -> anyhow::Result<()> {
     line(out, "stored as", if path.is_file() { "GGUF blocks" } else { format.torch_name() })?;
     line(out, "vocabulary", format!("{}{}", info.vocab_size, if info.tied { ", tied output" } else { "" }))?;
     line(out, "hidden size", info.hidden_size)?;
-    line(out, "blocks", info.blocks)?;
+    match info.kind {
+        ModelKind::EncoderDecoder { encoder_blocks, .. } => {
+            line(out, "blocks", format!("{encoder_blocks} of the encoder, {} of the decoder", info.blocks))?;
+        }
+        _ => line(out, "blocks", info.blocks)?,
+    }
     line(out, "heads", format!("{} of {}, {} for keys and values", info.heads, info.head_dim, info.kv_heads))?;
-    line(out, "context", format!("{} tokens", info.max_positions))?;
+    let positions = info.max_positions;
+    let context = if positions == u32::MAX as usize { "any".to_owned() } else { positions.to_string() };
+    line(out, "context", format!("{context} tokens"))?;
+    line(out, "task", info.head.task.name())?;
+    if !info.head.labels.is_empty() {
+        line(out, "labels", info.head.labels.join(", "))?;
+    }
     let linears = model.sites().iter().filter(|site| site.kind == SiteKind::Linear);
     let mut names: Vec<&str> = linears.filter_map(|site| site.path.rsplit('.').next()).collect();
     names.sort_unstable();

@@ -1,6 +1,9 @@
 //! Every head of every architecture against transformers' outputs and losses, and what makes a head fail. The models and
 //! numbers lie in `fixtures/heads`, with the script that makes them again.
 
+// Functions that tests share unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod loading;
 mod reference;
 
