@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::checkpoint::Begin;
 use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::projection::Projection;
@@ -99,6 +100,19 @@ impl<'a> Forward<'a> {
         self.segments = segments;
         self.prompts = None;
         self.virtual_rows = Vec::new();
+    }
+
+    /// One of the model's blocks: `run` computes its output, shaped as the first of `inputs`, from `inputs`, which are all
+    /// the values of this pass that it uses. A tape may keep only the inputs and run the block again on the way back
+    /// ([`Tape::checkpointing`]).
+    pub fn block(&mut self, inputs: &[&Var], run: impl FnOnce(&mut Self, &[Var]) -> Var) -> Var {
+        match self.tape.begin_block(inputs) {
+            Begin::Skip(output) => output,
+            Begin::Run(inputs, begun) => {
+                let output = run(self, &inputs);
+                self.tape.end_block(begun, output)
+            }
+        }
     }
 
     /// The sequences as rows of the batch, virtual tokens included.

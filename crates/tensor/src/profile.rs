@@ -63,6 +63,11 @@ impl Stopwatch {
         Self { profile: profile.clone(), last: Instant::now() }
     }
 
+    /// Forgets the time since the last lap, which another stopwatch has counted.
+    pub(crate) fn skip(&mut self) {
+        self.last = Instant::now();
+    }
+
     /// Counts the time since the last lap for `name`.
     pub(crate) fn lap(&mut self, name: &'static str, direction: Direction) {
         let now = Instant::now();

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::{Blocks, Checkpoint, Destination};
 use crate::ops::for_each_row_block;
 use crate::parameter::{Gradients, Parameter, ParameterId};
 use crate::profile::{Direction, Stopwatch, operation_name};
@@ -26,7 +27,17 @@ pub struct Var {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(usize);
 
+impl NodeId {
+    pub(crate) fn at(place: usize) -> Self {
+        Self(place)
+    }
+}
+
 impl Var {
+    pub(crate) fn new(value: Arc<Matrix>, node: Option<NodeId>) -> Self {
+        Self { value, node }
+    }
+
     /// The value.
     pub fn value(&self) -> &Matrix {
         &self.value
@@ -67,19 +78,24 @@ pub(crate) trait Backward: Send {
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>);
 }
 
-enum Entry {
+pub(crate) enum Entry {
     Parameter(ParameterId),
     Operation(&'static str, Box<dyn Backward>),
+    /// A block that runs again on the way back.
+    Block(Checkpoint),
+    /// An input, by its number, of the block that runs again.
+    Input(usize),
 }
 
 /// Records a forward pass. One tape a pass; [`Tape::backward`] consumes it.
 pub struct Tape {
     workspace: Workspace,
-    entries: Vec<Entry>,
-    recording: bool,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) recording: bool,
     dropout: Option<Seed>,
-    dropouts: u64,
-    shared: HashMap<ParameterId, Arc<[Var]>>,
+    pub(crate) dropouts: u64,
+    pub(crate) blocks: Blocks,
+    pub(crate) shared: HashMap<ParameterId, Arc<[Var]>>,
     stopwatch: Option<Stopwatch>,
 }
 
@@ -97,6 +113,7 @@ impl Tape {
             recording: true,
             dropout: None,
             dropouts: 0,
+            blocks: Blocks::Recorded,
             shared: HashMap::new(),
             stopwatch: workspace.profile().map(Stopwatch::start),
         }
@@ -124,6 +141,9 @@ impl Tape {
 
     /// The value of a trainable tensor; its gradient goes to [`Gradients`] under its id.
     pub fn parameter(&mut self, parameter: &Parameter) -> Var {
+        if let Blocks::Kept { trainable, .. } = &mut self.blocks {
+            *trainable = true;
+        }
         let node = self.recording.then(|| {
             self.entries.push(Entry::Parameter(parameter.id()));
             NodeId(self.entries.len() - 1)
@@ -171,28 +191,56 @@ impl Tape {
     ///
     /// # Panics
     /// If `gradient` is not shaped as `output`.
-    pub fn backward(mut self, output: Var, gradient: Matrix, gradients: &mut Gradients) {
+    pub fn backward(self, output: Var, gradient: Matrix, gradients: &mut Gradients) {
+        self.run_backward(output, gradient, gradients, None, Vec::new());
+    }
+
+    /// `inputs` holds, by number, the gradients so far of the inputs of the block that this tape runs again; returns them
+    /// with what the block adds.
+    pub(crate) fn run_backward(
+        mut self,
+        output: Var,
+        gradient: Matrix,
+        gradients: &mut Gradients,
+        rerun: Option<&dyn Fn(&mut Tape)>,
+        mut inputs: Vec<Option<Matrix>>,
+    ) -> Vec<Option<Matrix>> {
         assert_eq!(output.value.shape(), gradient.shape(), "a gradient is shaped as its value");
-        let Some(root) = output.node else { return };
+        let Some(root) = output.node else { return inputs };
         drop(output);
         self.shared.clear();
         let mut pending: Vec<Option<Matrix>> = Vec::new();
         pending.resize_with(self.entries.len(), || None);
+        for (entry, pending) in self.entries.iter().zip(&mut pending) {
+            if let Entry::Input(number) = entry {
+                *pending = inputs[*number].take();
+            }
+        }
         pending[root.0] = Some(gradient);
         while let Some(entry) = self.entries.pop() {
             let Some(gradient) = pending.pop().flatten() else { continue };
+            let mut flow =
+                Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
             match entry {
                 Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
                 Entry::Operation(name, operation) => {
-                    let mut flow =
-                        Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
                     operation.backward(gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
                         stopwatch.lap(name, Direction::Backward);
                     }
                 }
+                Entry::Block(checkpoint) => {
+                    let rerun = rerun.expect("a checkpointing tape goes back by `backward_rerunning`");
+                    let tape = Self { dropout: self.dropout, ..Self::differentiating(&self.workspace) };
+                    checkpoint.backward(tape, rerun, gradient, &mut flow);
+                    if let Some(stopwatch) = &mut self.stopwatch {
+                        stopwatch.skip();
+                    }
+                }
+                Entry::Input(number) => inputs[number] = Some(gradient),
             }
         }
+        inputs
     }
 
     /// Runs the tape backwards from a scalar `[1, 1]`, scaled by `scale`.
@@ -214,12 +262,29 @@ impl Flow<'_> {
         self.workspace
     }
 
+    pub(crate) fn gradients(&mut self) -> &mut Gradients {
+        self.gradients
+    }
+
+    /// Where the gradient of a value goes.
+    pub(crate) fn destination(&self, node: NodeId) -> Destination {
+        match &self.entries[node.0] {
+            Entry::Parameter(id) => Destination::Parameter(*id),
+            _ => Destination::Value,
+        }
+    }
+
+    /// The gradient so far of a value, which begins anew.
+    pub(crate) fn take(&mut self, node: Option<NodeId>) -> Option<Matrix> {
+        self.pending[node?.0].take()
+    }
+
     /// Adds a whole gradient.
     pub(crate) fn add(&mut self, input: Option<NodeId>, gradient: Matrix) {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
             Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
-            Entry::Operation(..) => match &mut self.pending[node.0] {
+            _ => match &mut self.pending[node.0] {
                 Some(sum) => add_assign(sum, &gradient),
                 empty => *empty = Some(gradient),
             },
@@ -237,7 +302,7 @@ impl Flow<'_> {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
             Entry::Parameter(id) => write(self.workspace, self.gradients.accumulator(*id, shape), 1.0),
-            Entry::Operation(..) => match &mut self.pending[node.0] {
+            _ => match &mut self.pending[node.0] {
                 Some(sum) => write(self.workspace, sum, 1.0),
                 empty => {
                     let mut matrix = Matrix::uninitialised(self.workspace, shape.0, shape.1);

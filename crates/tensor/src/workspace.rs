@@ -17,6 +17,7 @@ pub struct Workspace {
     pool: Arc<Pool>,
     kernels: Kernels,
     profile: Option<Profile>,
+    checkpointing: bool,
 }
 
 impl Workspace {
@@ -27,7 +28,7 @@ impl Workspace {
 
     /// An empty pool with the given kernels.
     pub fn with_kernels(kernels: Kernels) -> Self {
-        Self { pool: Arc::default(), kernels, profile: None }
+        Self { pool: Arc::default(), kernels, profile: None, checkpointing: false }
     }
 
     /// An empty pool, with the fastest kernels for products in `precision`.
@@ -38,6 +39,17 @@ impl Workspace {
     /// The kernels that operations on this workspace use.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// The same workspace, whose passes that train keep only the inputs of a model's blocks, and run each block again on
+    /// the way back: less memory for a third more time.
+    pub fn checkpointing(self, checkpointing: bool) -> Self {
+        Self { checkpointing, ..self }
+    }
+
+    /// Whether passes that train keep only the inputs of blocks.
+    pub fn is_checkpointing(&self) -> bool {
+        self.checkpointing
     }
 
     /// The same buffers, with other kernels.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::TrainError;
 use crate::batches::{BatchLimit, SamplingStrategy};
+use crate::memory_plan::{ByteSize, GradientCheckpointing};
 use crate::metrics::{Metric, MetricValue};
 use crate::optimizer::{AdamW, OptimizerName, UpdateRule};
 use crate::schedule::{LearningRateSchedule, SchedulerOptions, SchedulerType};
@@ -70,6 +71,11 @@ pub struct TrainingArguments {
     /// What an evaluation measures, beside the loss and the perplexity. A metric of texts makes it generate
     /// continuations. Default nothing more. Not in `transformers`, where it is code.
     pub metrics: Vec<&'static Metric>,
+    /// Whether to take less memory and more time. Default `none`.
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// Memory that a step may take, in bytes or like `4GB`; a run that would take more is refused. Default none. Not in
+    /// `transformers`.
+    pub memory_budget: Option<ByteSize>,
     /// The seed of all randomness: initial values, order of examples, dropout. Default 42.
     pub seed: u64,
 }
@@ -103,6 +109,8 @@ impl Default for TrainingArguments {
             load_best_model_at_end: false,
             metric_for_best_model: MetricValue::default(),
             metrics: Vec::new(),
+            gradient_checkpointing: GradientCheckpointing::None,
+            memory_budget: None,
             seed: 42,
         }
     }
@@ -172,6 +180,10 @@ impl TrainingArguments {
         check(
             !self.load_best_model_at_end || self.eval_steps.is_some(),
             "load_best_model_at_end is true, which needs eval_steps".into(),
+        );
+        check(
+            self.gradient_checkpointing != GradientCheckpointing::Auto || self.memory_budget.is_some(),
+            "gradient_checkpointing is auto, which needs memory_budget".into(),
         );
         let misfits = self.lr_scheduler_kwargs.misfits(self.lr_scheduler_type, rate);
         problems.extend(misfits.into_iter().map(|problem| format!("lr_scheduler_kwargs: {problem}")));

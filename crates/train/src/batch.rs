@@ -139,9 +139,15 @@ pub fn mean_loss(
                 Some(seed) => Tape::training(workspace, seed.derive("batch", number as u64)),
                 None => Tape::differentiating(workspace),
             };
+            if workspace.is_checkpointing() {
+                tape = tape.checkpointing();
+            }
             let loss = batch.loss(&mut tape, model, Some(adapter));
             let sum = f64::from(loss.sum.value().data()[0]);
-            tape.backward_scalar(loss.sum, 1.0 / labelled as f32, gradients);
+            tape.backward_rerunning(loss.sum, 1.0 / labelled as f32, gradients, &|tape| {
+                let mut forward = Forward::new(tape, batch.segments.clone(), Some(adapter));
+                model.hidden_states(&mut forward, &batch.inputs(), None);
+            });
             sum
         });
     }

@@ -43,6 +43,18 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
+    /// Tokens of a batch, at most.
+    pub fn most_tokens(&self) -> usize {
+        match self.limit {
+            BatchLimit::Tokens(most) => most.min(self.lengths.iter().sum()),
+            BatchLimit::Sequences(most) => {
+                let mut lengths = self.lengths.clone();
+                lengths.sort_unstable_by(|a, b| b.cmp(a));
+                lengths.iter().take(most).sum()
+            }
+        }
+    }
+
     /// A plan for examples of these lengths, in tokens.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod error;
 mod evaluate;
 mod losses;
 mod memory;
+mod memory_plan;
 mod merge;
 pub mod metrics;
 mod optimizer;
@@ -31,6 +32,7 @@ pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, HeldOut, Validation, evaluate_loss, generate_all};
 pub use losses::{Loss, Targets};
 pub use memory::{page_faults, peak_memory};
+pub use memory_plan::{ByteSize, GradientCheckpointing, MemoryEstimate};
 pub use merge::merged_tensors;
 pub use optimizer::{
     Adafactor, AdamW, AdamW8bit, Optimizer, OptimizerName, ParameterGroup, Sgd, StateTensor, StateValues, Update,

@@ -11,8 +11,9 @@ use tunesmith_tensor::{Gradients, Parameter, Seed, Workspace};
 use crate::batch::{Batch, mean_loss};
 use crate::evaluate::{Evaluation, HeldOut};
 use crate::{
-    BatchPlan, Checkpoints, EvaluationLine, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, ParameterGroup, RunLog,
-    TrainError, TrainerState, TrainingArguments, TrainingLine, TrainingSet, clip_grad_norm, peak_memory,
+    BatchPlan, Checkpoints, EvaluationLine, LearningRateSchedule, MemoryEstimate, OPTIMIZER_FILE, Optimizer,
+    ParameterGroup, RunLog, TrainError, TrainerState, TrainingArguments, TrainingLine, TrainingSet, clip_grad_norm,
+    peak_memory,
 };
 
 /// The run's log within its folder.
@@ -129,6 +130,9 @@ impl Run<'_> {
         let seed = Seed(self.arguments.seed);
         let plan =
             BatchPlan::new(self.examples.lengths(), self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
+        let trained = built.adapter.parameters().iter().map(|parameter| parameter.value().data().len()).sum();
+        let estimate = MemoryEstimate::new(self.model, trained, plan.most_tokens());
+        let checkpointing = estimate.plan(self.arguments.gradient_checkpointing, self.arguments.memory_budget)?;
         let accumulation = self.arguments.gradient_accumulation_steps;
         let planned = || plan.updates(self.arguments.num_train_epochs, accumulation);
         let max_steps = self.arguments.max_steps.unwrap_or_else(planned);
@@ -167,6 +171,7 @@ impl Run<'_> {
             schedule: self.arguments.schedule(max_steps),
             checkpoints,
             log,
+            workspace: self.workspace.clone().checkpointing(checkpointing),
             gradients: Gradients::new(self.workspace),
             optimizer,
             state,
@@ -193,8 +198,10 @@ impl Run<'_> {
     }
 }
 
-/// Keys of the configuration that a resumed run may change: they alter what is written, not what is computed.
-const FREE_KEYS: &[&str] = &["output_dir", "logging_steps", "save_steps", "save_total_limit"];
+/// Keys of the configuration that a resumed run may change: they alter what is written or kept in memory, not what is
+/// computed.
+const FREE_KEYS: &[&str] =
+    &["output_dir", "logging_steps", "save_steps", "save_total_limit", "gradient_checkpointing", "memory_budget"];
 
 /// A run under way.
 struct Session<'a> {
@@ -204,6 +211,8 @@ struct Session<'a> {
     schedule: LearningRateSchedule,
     checkpoints: Checkpoints,
     log: RunLog,
+    /// The run's buffers, for passes that train.
+    workspace: Workspace,
     gradients: Gradients,
     optimizer: Optimizer,
     state: TrainerState,
@@ -272,7 +281,7 @@ impl Session<'_> {
         let dropout = Some(self.seed.derive("step", step));
         self.gradients.clear();
         built.before_step(step);
-        let (model, workspace) = (self.run.model, self.run.workspace);
+        let (model, workspace) = (self.run.model, &self.workspace);
         let loss = mean_loss(&batches, model, &built.adapter, workspace, dropout, &mut self.gradients)
             + built.regularise(workspace, &mut self.gradients);
         let max_norm = self.run.arguments.max_grad_norm;

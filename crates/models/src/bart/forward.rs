@@ -19,6 +19,13 @@ struct Memory {
     segments: Segments,
 }
 
+impl Memory {
+    /// The same rows with the values that a block was given.
+    fn with(&self, hidden: &Var) -> Self {
+        Self { hidden: hidden.clone(), segments: self.segments.clone() }
+    }
+}
+
 impl Model for Bart {
     fn info(&self) -> &ModelInfo {
         &self.info
@@ -99,12 +106,15 @@ impl Bart {
         let mut x = self.with_positions(forward, &self.encoder, words, &starts);
         let options = self.attention(&self.encoder, false);
         for layer in &self.encoder.layers {
-            let attending = &layer.self_attention;
-            let [query, keys, values] = self.projections(forward, attending, &x);
-            let attended = forward.attention(attending.attention, &options, &query, &keys, &values);
-            drop((query, keys, values));
-            x = self.after_attention(forward, attending, &x, &attended);
-            x = self.feed_forward(forward, layer, &x);
+            x = forward.block(&[&x], |forward, inputs| {
+                let x = &inputs[0];
+                let attending = &layer.self_attention;
+                let [query, keys, values] = self.projections(forward, attending, x);
+                let attended = forward.attention(attending.attention, &options, &query, &keys, &values);
+                drop((query, keys, values));
+                let x = self.after_attention(forward, attending, x, &attended);
+                self.feed_forward(forward, layer, &x)
+            });
         }
         Memory { hidden: x, segments: forward.segments().clone() }
     }
@@ -133,33 +143,38 @@ impl Bart {
         let mut x = self.with_positions(forward, &self.decoder, words, &starts);
         let (own, cross) = (self.attention(&self.decoder, true), self.attention(&self.decoder, false));
         for (number, layer) in self.decoder.layers.iter().enumerate() {
-            let attending = &layer.self_attention;
-            let [query, keys, values] = self.projections(forward, attending, &x);
-            let attended = match cache.as_deref_mut() {
-                None => forward.attention(attending.attention, &own, &query, &keys, &values),
-                Some(cache) => {
-                    cache.push(number, forward.segments(), keys.value(), values.value());
-                    forward.attention_over(attending.attention, &own, &query, &cache.rows(number))
-                }
-            };
-            drop((query, keys, values));
-            x = self.after_attention(forward, attending, &x, &attended);
-            if let Some(attending) = &layer.cross_attention {
-                let query = self.table.linear(forward, attending.q, &x);
-                let attended = match (memory, cache.as_deref()) {
-                    (Some(memory), _) => {
-                        let [keys, values] = self.memory_projections(forward, attending, memory);
-                        let segments = &memory.segments;
-                        forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+            let inputs: Vec<&Var> = std::iter::once(&x).chain(memory.map(|memory| &memory.hidden)).collect();
+            x = forward.block(&inputs, |forward, inputs| {
+                let x = &inputs[0];
+                let memory = memory.map(|memory| memory.with(&inputs[1]));
+                let attending = &layer.self_attention;
+                let [query, keys, values] = self.projections(forward, attending, x);
+                let attended = match cache.as_deref_mut() {
+                    None => forward.attention(attending.attention, &own, &query, &keys, &values),
+                    Some(cache) => {
+                        cache.push(number, forward.segments(), keys.value(), values.value());
+                        forward.attention_over(attending.attention, &own, &query, &cache.rows(number))
                     }
-                    (None, Some(cache)) => {
-                        forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
-                    }
-                    (None, None) => unreachable!("without a cache the encoder has just run"),
                 };
-                x = self.after_attention(forward, attending, &x, &attended);
-            }
-            x = self.feed_forward(forward, layer, &x);
+                drop((query, keys, values));
+                let mut x = self.after_attention(forward, attending, x, &attended);
+                if let Some(attending) = &layer.cross_attention {
+                    let query = self.table.linear(forward, attending.q, &x);
+                    let attended = match (&memory, cache.as_deref()) {
+                        (Some(memory), _) => {
+                            let [keys, values] = self.memory_projections(forward, attending, memory);
+                            let segments = &memory.segments;
+                            forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+                        }
+                        (None, Some(cache)) => {
+                            forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
+                        }
+                        (None, None) => unreachable!("without a cache the encoder has just run"),
+                    };
+                    x = self.after_attention(forward, attending, &x, &attended);
+                }
+                self.feed_forward(forward, layer, &x)
+            });
         }
         x
     }

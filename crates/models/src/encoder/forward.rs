@@ -25,7 +25,7 @@ impl Model for Encoder {
         assert!(cache.is_none(), "an encoder sees whole sequences and needs no cache");
         let mut x = self.embed(forward, inputs);
         for layer in &self.layers {
-            x = self.layer(forward, layer, x);
+            x = forward.block(&[&x], |forward, inputs| self.layer(forward, layer, inputs[0].clone()));
         }
         match &self.head {
             Some(head) => head.pool(forward, x, inputs.ids),

@@ -33,14 +33,17 @@ impl Model for Gpt2 {
         let positions = forward.embedding(self.wpe.site, self.wpe.base(), &places);
         let mut x = forward.tape().add(&positions, embedded);
         for (number, block) in self.blocks.iter().enumerate() {
-            let normed = self.norm(forward, &block.ln_1, &x);
-            let attended = self.attention(forward, number, block, &normed, cache.as_deref_mut());
-            x = forward.hidden(block.after_attention, &x, attended);
-            let normed = self.norm(forward, &block.ln_2, &x);
-            let inner = linear(forward, &block.c_fc, &normed);
-            let inner = forward.tape().activation(self.config.activation_function, &inner);
-            let fed = linear(forward, &block.mlp_c_proj, &inner);
-            x = forward.hidden(block.after_feed_forward, &x, fed);
+            x = forward.block(&[&x], |forward, inputs| {
+                let x = &inputs[0];
+                let normed = self.norm(forward, &block.ln_1, x);
+                let attended = self.attention(forward, number, block, &normed, cache.as_deref_mut());
+                let x = forward.hidden(block.after_attention, x, attended);
+                let normed = self.norm(forward, &block.ln_2, &x);
+                let inner = linear(forward, &block.c_fc, &normed);
+                let inner = forward.tape().activation(self.config.activation_function, &inner);
+                let fed = linear(forward, &block.mlp_c_proj, &inner);
+                forward.hidden(block.after_feed_forward, &x, fed)
+            });
         }
         let hidden = self.norm(forward, &self.ln_f, &x);
         forward.output(hidden)

@@ -35,22 +35,25 @@ impl Model for Llama {
         let mut x = forward.input(self.input, embedded, &fresh);
         let rotary = self.rotary(forward, &past);
         for (block, layer) in self.layers.iter().enumerate() {
-            let normed = self.norm(forward, &layer.input_layernorm, &x);
-            let mut attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
-            if let Some(norm) = &layer.attention_output_norm {
-                attended = self.norm(forward, norm, &attended);
-            }
-            x = forward.hidden(layer.after_attention, &x, attended);
-            let normed = self.norm(forward, &layer.feed_forward_norm, &x);
-            let gate = linear(forward, &layer.gate_proj, &normed);
-            let up = linear(forward, &layer.up_proj, &normed);
-            let gated = forward.tape().gated(self.config.activation, &gate, &up);
-            drop((gate, up));
-            let mut fed = linear(forward, &layer.down_proj, &gated);
-            if let Some(norm) = &layer.feed_forward_output_norm {
-                fed = self.norm(forward, norm, &fed);
-            }
-            x = forward.hidden(layer.after_feed_forward, &x, fed);
+            x = forward.block(&[&x], |forward, inputs| {
+                let x = &inputs[0];
+                let normed = self.norm(forward, &layer.input_layernorm, x);
+                let mut attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
+                if let Some(norm) = &layer.attention_output_norm {
+                    attended = self.norm(forward, norm, &attended);
+                }
+                let x = forward.hidden(layer.after_attention, x, attended);
+                let normed = self.norm(forward, &layer.feed_forward_norm, &x);
+                let gate = linear(forward, &layer.gate_proj, &normed);
+                let up = linear(forward, &layer.up_proj, &normed);
+                let gated = forward.tape().gated(self.config.activation, &gate, &up);
+                drop((gate, up));
+                let mut fed = linear(forward, &layer.down_proj, &gated);
+                if let Some(norm) = &layer.feed_forward_output_norm {
+                    fed = self.norm(forward, norm, &fed);
+                }
+                forward.hidden(layer.after_feed_forward, &x, fed)
+            });
         }
         let hidden = self.norm(forward, &self.norm, &x);
         forward.output(hidden)

@@ -18,6 +18,13 @@ struct Memory {
     segments: Segments,
 }
 
+impl Memory {
+    /// The same rows with the values that a block was given.
+    fn with(&self, hidden: &Var) -> Self {
+        Self { hidden: hidden.clone(), segments: self.segments.clone() }
+    }
+}
+
 impl Model for T5 {
     fn info(&self) -> &ModelInfo {
         &self.info
@@ -95,13 +102,16 @@ impl T5 {
         let bias = self.bias(forward, &self.encoder, longest, true);
         let options = self.attention(false);
         for block in &self.encoder.blocks {
-            let attending = &block.self_attention;
-            let normed = self.norm(forward, attending.layer_norm, &x);
-            let [query, keys, values] = self.projections(forward, attending, &normed);
-            let bias = Some(&bias);
-            let attended = forward.biased_attention(attending.attention, &options, bias, &query, &keys, &values);
-            x = self.after_attention(forward, attending, x, &attended);
-            x = self.feed_forward(forward, &block.feed_forward, x);
+            x = forward.block(&[&x, &bias.values], |forward, inputs| {
+                let bias = DistanceBias { values: inputs[1].clone(), ..bias.clone() };
+                let attending = &block.self_attention;
+                let normed = self.norm(forward, attending.layer_norm, &inputs[0]);
+                let [query, keys, values] = self.projections(forward, attending, &normed);
+                let attended =
+                    forward.biased_attention(attending.attention, &options, Some(&bias), &query, &keys, &values);
+                let x = self.after_attention(forward, attending, inputs[0].clone(), &attended);
+                self.feed_forward(forward, &block.feed_forward, x)
+            });
         }
         let hidden = self.norm(forward, self.encoder.final_layer_norm, &x);
         let hidden = forward.tape().dropout(&hidden, self.config.dropout);
@@ -136,35 +146,41 @@ impl T5 {
         let mut x = forward.tape().dropout(&embedded, self.config.dropout);
         drop(embedded);
         for (number, block) in self.decoder.blocks.iter().enumerate() {
-            let attending = &block.self_attention;
-            let normed = self.norm(forward, attending.layer_norm, &x);
-            let [query, keys, values] = self.projections(forward, attending, &normed);
-            let (site, bias) = (attending.attention, Some(&bias));
-            let attended = match cache.as_deref_mut() {
-                None => forward.biased_attention(site, &own, bias, &query, &keys, &values),
-                Some(cache) => {
-                    cache.push(number, forward.segments(), keys.value(), values.value());
-                    forward.biased_attention_over(site, &own, bias, &query, &cache.rows(number))
-                }
-            };
-            x = self.after_attention(forward, attending, x, &attended);
-            if let Some(attending) = &block.cross_attention {
-                let normed = self.norm(forward, attending.layer_norm, &x);
-                let query = self.table.linear(forward, attending.q, &normed);
-                let attended = match (memory, cache.as_deref()) {
-                    (Some(memory), _) => {
-                        let [keys, values] = self.memory_projections(forward, attending, memory);
-                        let segments = &memory.segments;
-                        forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+            let inputs = [Some(&x), Some(&bias.values), memory.map(|memory| &memory.hidden)];
+            let inputs: Vec<&Var> = inputs.into_iter().flatten().collect();
+            x = forward.block(&inputs, |forward, inputs| {
+                let bias = DistanceBias { values: inputs[1].clone(), ..bias.clone() };
+                let memory = memory.map(|memory| memory.with(&inputs[2]));
+                let attending = &block.self_attention;
+                let normed = self.norm(forward, attending.layer_norm, &inputs[0]);
+                let [query, keys, values] = self.projections(forward, attending, &normed);
+                let (site, bias) = (attending.attention, Some(&bias));
+                let attended = match cache.as_deref_mut() {
+                    None => forward.biased_attention(site, &own, bias, &query, &keys, &values),
+                    Some(cache) => {
+                        cache.push(number, forward.segments(), keys.value(), values.value());
+                        forward.biased_attention_over(site, &own, bias, &query, &cache.rows(number))
                     }
-                    (None, Some(cache)) => {
-                        forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
-                    }
-                    (None, None) => unreachable!("without a cache the encoder has just run"),
                 };
-                x = self.after_attention(forward, attending, x, &attended);
-            }
-            x = self.feed_forward(forward, &block.feed_forward, x);
+                let mut x = self.after_attention(forward, attending, inputs[0].clone(), &attended);
+                if let Some(attending) = &block.cross_attention {
+                    let normed = self.norm(forward, attending.layer_norm, &x);
+                    let query = self.table.linear(forward, attending.q, &normed);
+                    let attended = match (&memory, cache.as_deref()) {
+                        (Some(memory), _) => {
+                            let [keys, values] = self.memory_projections(forward, attending, memory);
+                            let segments = &memory.segments;
+                            forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
+                        }
+                        (None, Some(cache)) => {
+                            forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
+                        }
+                        (None, None) => unreachable!("without a cache the encoder has just run"),
+                    };
+                    x = self.after_attention(forward, attending, x, &attended);
+                }
+                self.feed_forward(forward, &block.feed_forward, x)
+            });
         }
         let hidden = self.norm(forward, self.decoder.final_layer_norm, &x);
         let hidden = forward.tape().dropout(&hidden, self.config.dropout);

@@ -82,12 +82,21 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
     errors.outcome()
 }
 
-/// The mean loss and its gradients, as training computes them.
+/// The mean loss and its gradients, as training computes them: the same with and without gradient checkpointing.
 fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Examples) -> (f32, Gradients) {
-    let workspace = Workspace::new();
-    let mut gradients = Gradients::new(&workspace);
-    let loss = mean_loss(&[batch(model, inputs)], model, adapter, &workspace, None, &mut gradients);
-    (loss as f32, gradients)
+    let run = |checkpointing| {
+        let workspace = Workspace::new().checkpointing(checkpointing);
+        let mut gradients = Gradients::new(&workspace);
+        let loss = mean_loss(&[batch(model, inputs)], model, adapter, &workspace, None, &mut gradients);
+        (loss as f32, gradients)
+    };
+    let ((loss, gradients), (checkpointed_loss, checkpointed)) = (run(false), run(true));
+    assert_eq!(loss, checkpointed_loss, "checkpointing changes the loss");
+    for parameter in adapter.parameters() {
+        let (id, name) = (parameter.id(), parameter.name());
+        assert_eq!(checkpointed.get(id), gradients.get(id), "checkpointing changes the gradient of {name}");
+    }
+    (loss, gradients)
 }
 
 /// Compares a tensor of every parameter with `kind.NAME`, and the sets of names.
