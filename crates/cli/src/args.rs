@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tunesmith_tensor::Precision;
 
 /// Fine-tunes language models by training a few small parts on a frozen base.
 #[derive(Debug, Parser)]
@@ -42,6 +43,9 @@ pub(crate) enum Command {
     /// Show a model's modules, an adapter's contents, or where a run stands
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Measure this machine, and what training and generation make of it
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
@@ -123,6 +127,12 @@ Examples:
   tunesmith inspect smollm2-135m-instruct          modules that can be tuned, and sizes
   tunesmith inspect runs/first                     an adapter: its method and tensors
   tunesmith inspect runs/first/checkpoint-500      where a run stands";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  tunesmith bench                                  a LoRA step of 4 x 256 tokens, operation by operation
+  tunesmith bench smollm2-135m-instruct --batch 8 --seq 512 --gradient-checkpointing
+  tunesmith bench --precision float32 --threads 1 --json";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -342,6 +352,61 @@ pub(crate) struct InspectArgs {
     /// List every module or tensor, not one line for modules alike
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A name that was pulled, a Hugging Face folder, or a .gguf file
+    #[arg(value_name = "MODEL", default_value = "smollm2-135m-instruct")]
+    pub(crate) model: String,
+    /// Sequences in a training batch
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) batch: usize,
+    /// Tokens in a sequence
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) seq: usize,
+    /// The method that is trained, such as lora, with its defaults; LoRA tunes all linears
+    #[arg(long, value_name = "NAME", default_value = "lora")]
+    pub(crate) method: String,
+    /// LoRA's rank
+    #[arg(long, value_name = "R", default_value_t = 8)]
+    pub(crate) rank: usize,
+    /// Training steps; the first isn't counted
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub(crate) steps: usize,
+    /// Arithmetic of products [default: bf16 where the processor has a unit for it]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<PrecisionArg>,
+    /// Run each block again on the way back: less memory, more time
+    #[arg(long, alias = "gradient_checkpointing")]
+    pub(crate) gradient_checkpointing: bool,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Leave generation out
+    #[arg(long)]
+    pub(crate) no_generation: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arithmetic of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// 32 bits
+    Float32,
+    /// 16 bits, summed in 32
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Float32 => Self::Float32,
+            PrecisionArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use tunesmith_tensor::{FrozenWeight, Kernels, Matrix, Precision, Seed, Workspace};
+use tunesmith_tensor::{FrozenWeight, Matrix, Precision, Seed, Workspace, tile_unit_peak};
 
 /// `(name, out, in)`.
 const WEIGHTS: [(&str, usize, usize); 5] = [
@@ -26,7 +26,7 @@ fn main() {
     let threads = rayon::current_num_threads();
     let precision = Precision::detect();
     let workspace = Workspace::with_precision(precision);
-    let peak = if Kernels::amx().is_some() { Some(peak(threads)) } else { None };
+    let peak = tile_unit_peak(threads);
     match peak {
         Some(peak) => println!("{threads} threads, peak of the tile unit {peak:.0} GFLOP/s"),
         None => println!("{threads} threads, no tile unit, products in {}", precision.name()),
@@ -71,51 +71,3 @@ fn median(workspace: &Workspace, work: impl Fn() + Sync) -> f64 {
         seconds[seconds.len() / 2]
     })
 }
-
-/// GFLOP/s of `threads` threads that multiply tiles in registers: the most any product can reach.
-fn peak(threads: usize) -> f64 {
-    const PRODUCTS: usize = 4_000_000;
-    /// Multiplications and additions of a 16 × 32 by 32 × 16 product.
-    const OPERATIONS: usize = 2 * 16 * 16 * 32;
-    let best = (0..5).map(|_| {
-        let start = Instant::now();
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(|| multiply(PRODUCTS)))));
-        (threads * PRODUCTS * OPERATIONS) as f64 / start.elapsed().as_secs_f64() / 1e9
-    });
-    best.fold(0.0, f64::max)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-fn multiply(products: usize) {
-    use std::arch::asm;
-    #[repr(align(64))]
-    struct Configuration([u8; 64]);
-    let mut configuration = Configuration([0; 64]);
-    configuration.0[0] = 1;
-    for tile in 0..8 {
-        configuration.0[16 + 2 * tile] = 64;
-        configuration.0[48 + tile] = 16;
-    }
-    // SAFETY: `Kernels::amx` found the tile unit and was allowed to use it; the tiles hold nothing of anybody's.
-    unsafe {
-        asm!(
-            "ldtilecfg [{configuration}]",
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
-            "2:",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "sub {left}, 4",
-            "jnz 2b",
-            "tilerelease",
-            configuration = in(reg) configuration.0.as_ptr(),
-            left = inout(reg) products => _,
-        );
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply(_: usize) {}
