@@ -1,0 +1,32 @@
+//! Chores of the repository: `cargo xtask COMMAND`.
+
+mod peers;
+mod readme;
+mod results;
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+/// Chores of the repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+enum Command {
+    /// Measures training and generation against HF PEFT on PyTorch, in turns, and writes bench/results/DATE.json
+    BenchPeers(peers::BenchPeers),
+    /// Writes the table of the latest results into README.md
+    Readme,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::BenchPeers(arguments) => peers::run(&arguments),
+        Command::Readme => readme::write(&repository()),
+    }
+}
+
+/// The repository's folder.
+fn repository() -> PathBuf {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_folder.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
