@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tunesmith_tensor::{Adapter, Base, Parameter, Site, SiteId, SiteKind, Tape, Trainable, Tuned, WeightTuner};
+use tunesmith_tensor::{Adapter, Base, Matrix, Parameter, Site, SiteId, SiteKind, Tape, Trainable, Tuned, WeightTuner};
 
 use crate::build::parameter_name;
 use crate::common::Purpose;
@@ -12,10 +12,12 @@ use crate::{MethodError, ModelDescription};
 /// Trains a copy of a linear layer, an embedding or a norm in the place of the frozen one.
 #[derive(Debug)]
 pub struct FullTuner {
-    /// `[out, in]`.
+    /// `[out, in]`; `[in, out]` where files keep it so.
     weight: Parameter,
     /// `[1, out]`.
     bias: Option<Parameter>,
+    /// Whether files keep the weight as `[in, out]`.
+    is_transposed: bool,
 }
 
 impl FullTuner {
@@ -25,9 +27,11 @@ impl FullTuner {
         let weight = base.weight.to_matrix();
         let weight = match site.kind {
             SiteKind::Norm => Parameter::vector(name("weight"), weight),
+            _ if site.stored_transposed => Parameter::new(name("weight"), transposed(&weight)),
             _ => Parameter::new(name("weight"), weight),
         };
-        Self { weight, bias: base.bias.map(|bias| Parameter::vector(name("bias"), bias.to_matrix())) }
+        let is_transposed = site.stored_transposed;
+        Self { weight, is_transposed, bias: base.bias.map(|bias| Parameter::vector(name("bias"), bias.to_matrix())) }
     }
 }
 
@@ -43,9 +47,19 @@ impl Trainable for FullTuner {
 
 impl WeightTuner for FullTuner {
     fn tuned(&self, tape: &mut Tape, _base: Base<'_>) -> Tuned {
-        let weight = tape.parameter(&self.weight);
+        let mut weight = tape.parameter(&self.weight);
+        if self.is_transposed {
+            weight = tape.transpose(&weight);
+        }
         Tuned { weight, bias: self.bias.as_ref().map(|bias| tape.parameter(bias)) }
     }
+}
+
+/// Rows become columns.
+fn transposed(matrix: &Matrix) -> Matrix {
+    let (rows, cols) = matrix.shape();
+    let columns = (0..cols).flat_map(|col| (0..rows).map(move |row| matrix.data()[row * cols + col]));
+    Matrix::from_vec(cols, rows, columns.collect())
 }
 
 /// The weight sites of the modules that `entries` mean: those whose name ends with an entry, dot or not, as in PEFT.

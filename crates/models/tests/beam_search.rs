@@ -85,9 +85,7 @@ fn equals_transformers() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("data/beam_search.json")).unwrap();
     let mut models: BTreeMap<String, _> = BTreeMap::new();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-    // The encoder-decoders are not built yet.
-    let built = |case: &&Case| !["t5", "flan-t5", "bart"].contains(&case.model.as_str());
-    for case in cases.iter().filter(built) {
+    for case in &cases {
         let folder = fixtures.join(&case.model).join("model");
         let model = models.entry(case.model.clone()).or_insert_with(|| load_model(&folder).unwrap().model);
         let together = case.search(&**model, &case.prompts);
