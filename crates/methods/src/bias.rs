@@ -39,7 +39,7 @@ impl WeightTuner for BiasTuner {
     }
 
     fn affine(&self, tape: &mut Tape, _base: Base<'_>, _x: &Var) -> Affine {
-        Affine { base: true, terms: Vec::new(), bias: Some(tape.parameter(&self.bias)) }
+        Affine { bias: Some(tape.parameter(&self.bias)), ..Affine::frozen() }
     }
 }
 

@@ -226,14 +226,14 @@ mod tests {
     #[test]
     fn all_problems_are_named_at_once() {
         let text = problems(json!({
-            "peft_type": "LORA", "lora_alhpa": 16, "r": "eight", "bias": "some", "use_dora": true, "task_type": "LM",
+            "peft_type": "LORA", "lora_alhpa": 16, "r": "eight", "bias": "some", "use_qalora": true, "task_type": "LM",
             "lora_dropout": 1.5,
         }));
         for part in [
             "unknown key 'lora_alhpa'; did you mean 'lora_alpha'?",
             "r: invalid type: string \"eight\"",
             "bias: unknown variant `some`, expected one of `none`, `all`, `lora_only`",
-            "use_dora: true is not supported",
+            "use_qalora: true is not supported",
             "task_type: unknown variant `LM`",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -139,13 +139,15 @@ pub enum MethodError {
         reason: String,
     },
 
-    /// Targets that are not linear layers.
+    /// Targets of a kind that the method cannot act on.
     #[error(
-        "LoRA tunes linear layers only, but target_modules also match:{}\n\
+        "this method tunes {kinds} only, but target_modules also match:{}\n\
          Exclude them with exclude_modules, or train a full copy of an embedding or norm with modules_to_save.",
         lines(modules)
     )]
-    NotLinear {
+    NotTunable {
+        /// What the method can act on.
+        kinds: String,
         /// Each module with what it is.
         modules: Vec<String>,
     },
@@ -223,6 +225,28 @@ pub enum MethodError {
          Use it beside its base model instead"
     )]
     NotMergeable,
+
+    /// A trained bias where the base model has none to merge it into.
+    #[error(
+        "these modules have a trained bias, but none in the base model to merge it into:{}\n\
+         Use the adapter beside its base model instead, or train without lora_bias.",
+        lines(modules)
+    )]
+    NoPlaceForBias {
+        /// The modules.
+        modules: Vec<String>,
+    },
+
+    /// A method that this model, or another option, rules out.
+    #[error("{what}: {why}. {instead}")]
+    Impossible {
+        /// The method or option.
+        what: String,
+        /// Why it cannot be had.
+        why: String,
+        /// The nearest that works.
+        instead: String,
+    },
 
     /// Merged weights with values that are not finite.
     #[error(

@@ -5,11 +5,13 @@ use std::sync::LazyLock;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
+use tunesmith_tensor::SiteKind;
 
 use crate::MethodError;
 use crate::common::{Bias, CommonConfig, Matters, Modules, OneOrMany, Purpose, Uninterpreted};
 use crate::error::ConfigProblem;
 use crate::pattern::Pattern;
+use crate::placement::{self, Wanted};
 
 /// Configuration of LoRA, with PEFT's field names and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +39,12 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Modules of which full copies are trained.
     pub modules_to_save: Option<Vec<String>>,
+    /// Whether the lengths of the tuned weight's rows are trained apart from their directions (DoRA).
+    pub use_dora: bool,
+    /// Whether `B` has a bias.
+    pub lora_bias: bool,
+    /// Tokens whose embeddings are trained: of the input embedding, or of the embeddings named.
+    pub trainable_token_indices: Option<TokenIndices>,
     /// How `A` and `B` begin.
     pub init_lora_weights: LoraInit,
     /// Restricts a list of targets to these layers.
@@ -64,6 +72,13 @@ pub enum LoraInit {
     Gaussian,
     /// `false`: `A ~ U(−1/√in, 1/√in)`, `B ~ U(−1/√r, 1/√r)`; not the base at first. For tests.
     Random,
+    /// `"pissa"`, or `"pissa_niter_N"` with N iterations of the decomposition: the largest singular values of the weight.
+    Pissa {
+        /// N; without it until it has converged.
+        iterations: Option<usize>,
+    },
+    /// `"olora"`: the first columns of the weight's QR decomposition.
+    Olora,
     /// One of PEFT's other starts, of an adapter that was read. It has no part in using the adapter.
     Other(String),
 }
@@ -82,9 +97,39 @@ impl From<InitValue> for LoraInit {
             InitValue::Switch(true) => Self::Uniform,
             InitValue::Switch(false) => Self::Random,
             InitValue::Name(name) if name.eq_ignore_ascii_case("gaussian") => Self::Gaussian,
-            InitValue::Name(name) => Self::Other(name),
+            InitValue::Name(name) if name == "pissa" => Self::Pissa { iterations: None },
+            InitValue::Name(name) if name.eq_ignore_ascii_case("olora") => Self::Olora,
+            InitValue::Name(name) => match name.strip_prefix("pissa_niter_").and_then(|count| count.parse().ok()) {
+                Some(iterations) => Self::Pissa { iterations: Some(iterations) },
+                None => Self::Other(name),
+            },
         }
     }
+}
+
+impl LoraInit {
+    /// The configuration's word for it.
+    pub(crate) fn name(&self) -> String {
+        match InitValue::from(self.clone()) {
+            InitValue::Switch(value) => value.to_string(),
+            InitValue::Name(name) => name,
+        }
+    }
+
+    /// Whether a product is taken out of the base weight.
+    pub(crate) fn changes_base(&self) -> bool {
+        matches!(self, Self::Pissa { .. } | Self::Olora)
+    }
+}
+
+/// Tokens by id: of the input embedding, or by the name of an embedding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a list of token ids, or a mapping from names of embeddings to such lists")]
+pub enum TokenIndices {
+    /// Of the input embedding.
+    Input(Vec<u32>),
+    /// Of the embeddings named.
+    Named(IndexMap<String, Vec<u32>>),
 }
 
 impl From<LoraInit> for InitValue {
@@ -93,6 +138,9 @@ impl From<LoraInit> for InitValue {
             LoraInit::Uniform => Self::Switch(true),
             LoraInit::Gaussian => Self::Name("gaussian".to_owned()),
             LoraInit::Random => Self::Switch(false),
+            LoraInit::Pissa { iterations: None } => Self::Name("pissa".to_owned()),
+            LoraInit::Pissa { iterations: Some(count) } => Self::Name(format!("pissa_niter_{count}")),
+            LoraInit::Olora => Self::Name("olora".to_owned()),
             LoraInit::Other(name) => Self::Name(name),
         }
     }
@@ -104,25 +152,20 @@ const OTHER_INITS: &[(&str, bool, &str)] = &[
     ("eva", true, "EVA takes A from singular vectors of the layers' inputs"),
     ("orthogonal", true, "it starts from orthogonal A and B"),
     ("mica", false, "MiCA freezes B"),
-    ("pissa", false, "PiSSA changes the base weights by a singular value decomposition"),
-    ("olora", false, "OLoRA changes the base weights by a QR decomposition"),
     ("corda", false, "CorDA changes the base weights by a decomposition that needs data"),
     ("lora_ga", false, "LoRA-GA changes the base weights by a decomposition of gradients"),
     ("loftq", false, "LoftQ quantises the base weights"),
 ];
 
 /// PEFT's keys whose effect this version does not have.
-pub(crate) static UNINTERPRETED: [Uninterpreted; 20] = {
+pub(crate) static UNINTERPRETED: [Uninterpreted; 17] = {
     const fn row(key: &'static str, default: &'static str, matters: Matters, reason: &'static str) -> Uninterpreted {
         Uninterpreted { key, default, matters, reason }
     }
     use Matters::{Always, Never, ToTraining};
     [
-        row("use_dora", "false", Always, "DoRA's magnitudes would be dropped"),
-        row("lora_bias", "false", Always, "the bias of lora_B would be dropped"),
         row("layer_replication", "null", Always, "the model would keep its own stack of layers"),
         row("target_parameters", "null", Always, "parameters outside linear modules cannot be tuned"),
-        row("trainable_token_indices", "null", Always, "single rows of the embedding cannot be trained"),
         row("alora_invocation_tokens", "null", Always, "the adapter would act before its invocation too (aLoRA)"),
         row("use_qalora", "false", Always, "QALoRA pools the inputs of A, for GPTQ weights only"),
         row("qalora_group_size", "16", Never, ""),
@@ -157,6 +200,9 @@ impl Default for LoraConfig {
             bias: Bias::None,
             use_rslora: false,
             modules_to_save: None,
+            use_dora: false,
+            lora_bias: false,
+            trainable_token_indices: None,
             init_lora_weights: LoraInit::Uniform,
             layers_to_transform: None,
             layers_pattern: None,
@@ -193,6 +239,20 @@ impl LoraConfig {
         Ok(if self.use_rslora { alpha / r.sqrt() } else { alpha / r })
     }
 
+    /// The keys that say where.
+    pub(crate) fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            target_modules: self.target_modules.as_ref(),
+            kinds: &[SiteKind::Linear, SiteKind::Embedding],
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_ref(),
+            layers_pattern: self.layers_pattern.as_ref(),
+            modules_to_save: self.modules_to_save.as_deref(),
+            bias: self.bias,
+            ..Wanted::default()
+        }
+    }
+
     /// Everything that is wrong with the fields, apart from any model.
     pub(crate) fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
@@ -208,24 +268,30 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             add("lora_dropout", format!("a probability from 0 to below 1 is needed, not {}", self.lora_dropout));
         }
-        if matches!(self.target_modules, Some(Modules::Pattern(_))) {
-            for (key, set) in [
-                ("layers_to_transform", self.layers_to_transform.is_some()),
-                ("layers_pattern", self.layers_pattern.is_some()),
-            ] {
-                if set {
-                    add(key, "it works with a list of target_modules only, not with a string".into());
-                }
-            }
+        let changes_base = self.init_lora_weights.changes_base();
+        if self.lora_bias && self.use_dora {
+            add("lora_bias", "it does not go together with use_dora".into());
         }
-        let has_layers_pattern =
-            self.layers_pattern.as_ref().is_some_and(|pattern| pattern.as_slice().iter().any(|name| !name.is_empty()));
-        if has_layers_pattern && self.layers_to_transform.is_none() {
-            add("layers_pattern", "it says where layers_to_transform counts, which is not given".into());
+        if self.lora_bias && !matches!(self.init_lora_weights, LoraInit::Uniform | LoraInit::Random) {
+            add("lora_bias", "it goes together with init_lora_weights: true or false only".into());
         }
-        if self.modules_to_save.iter().flatten().any(String::is_empty) {
-            add("modules_to_save", "an empty name matches every module".into());
+        if self.use_dora && changes_base {
+            let init = self.init_lora_weights.name();
+            add(
+                "use_dora",
+                format!("it does not go together with init_lora_weights: {init}, which changes the base; use true"),
+            );
         }
+        if changes_base && purpose == Purpose::Loading {
+            let name = self.init_lora_weights.name();
+            problems.push(ConfigProblem::Unsupported {
+                key: "init_lora_weights".to_owned(),
+                value: format!("\"{name}\""),
+                reason: "its A and B belong to a base weight with a part taken out. Save it as plain LoRA first: \
+                         save_pretrained(..., path_initial_model_for_weight_conversion=...) in PEFT",
+            });
+        }
+        problems.extend(placement::problems(&self.wanted()));
         if let LoraInit::Other(name) = &self.init_lora_weights {
             problems.extend(init_problem(name, purpose));
         }
@@ -235,7 +301,7 @@ impl LoraConfig {
 
 fn init_problem(name: &str, purpose: Purpose) -> Option<ConfigProblem> {
     let key = "init_lora_weights".to_owned();
-    let row = OTHER_INITS.iter().find(|(init, ..)| name == *init || (*init == "pissa" && name.starts_with("pissa_")));
+    let row = OTHER_INITS.iter().find(|(init, ..)| name == *init);
     let Some((_, usable, reason)) = row else {
         return Some(ConfigProblem::Value {
             key,
@@ -262,7 +328,7 @@ pub(crate) fn key_pattern(name: &'static str, key: &str) -> Result<Pattern, Meth
 }
 
 /// Writes whole numbers without a fraction, as they are mostly given.
-fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     as_number(*value).serialize(serializer)
 }
 
@@ -270,7 +336,7 @@ fn numbers<S: Serializer>(values: &IndexMap<String, f64>, serializer: S) -> Resu
     serializer.collect_map(values.iter().map(|(key, value)| (key, as_number(*value))))
 }
 
-fn as_number(value: f64) -> Value {
+pub(crate) fn as_number(value: f64) -> Value {
     const EXACT: f64 = (1u64 << 53) as f64;
     if value.fract() == 0.0 && value.abs() < EXACT { Value::from(value as i64) } else { Value::from(value) }
 }

@@ -19,14 +19,14 @@ pub struct MergedWeight {
 /// The weights that `adapter` changes, in site order.
 ///
 /// # Errors
-/// [`MethodError::NotMergeable`] if it changes more than weights, [`MethodError::NotFinite`] naming every site whose
+/// [`MethodError::NotMergeable`] if it changes more than weights, [`MethodError::NoPlaceForBias`], [`MethodError::NotFinite`] naming every site whose
 /// merged weight holds NaN or infinite values.
 pub fn merged(adapter: &Adapter, model: &ModelDescription<'_>) -> Result<Vec<MergedWeight>, MethodError> {
     if !adapter.is_mergeable() {
         return Err(MethodError::NotMergeable);
     }
     let workspace = Workspace::new();
-    let (mut weights, mut broken) = (Vec::new(), Vec::new());
+    let (mut weights, mut broken, mut homeless) = (Vec::new(), Vec::new(), Vec::new());
     for site in adapter.weight_sites() {
         let Some(tuner) = adapter.weight(site) else { continue };
         let base = model.base(site)?;
@@ -37,7 +37,13 @@ pub fn merged(adapter: &Adapter, model: &ModelDescription<'_>) -> Result<Vec<Mer
         if !is_finite(&weight) || !bias.as_ref().is_none_or(is_finite) {
             broken.push(model.sites[site.0].path.clone());
         }
+        if bias.is_some() && base.bias.is_none() {
+            homeless.push(model.sites[site.0].path.clone());
+        }
         weights.push(MergedWeight { site, weight, bias });
+    }
+    if !homeless.is_empty() {
+        return Err(MethodError::NoPlaceForBias { modules: homeless });
     }
     if broken.is_empty() { Ok(weights) } else { Err(MethodError::NotFinite { modules: broken }) }
 }

@@ -12,10 +12,10 @@ use tunesmith_tensor::{Adapter, Gradients, Seed, Stored, Workspace};
 
 use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
 use crate::error::ConfigProblem;
-use crate::{LoraConfig, MethodError, ModelDescription};
+use crate::{Ia3Config, LoraConfig, MethodError, ModelDescription, VeraConfig};
 
 /// The list of methods: a new one is a row here and a file with what implements [`Method`].
-pub(crate) const METHODS: &[Row] = &[Row::of::<LoraConfig>()];
+pub(crate) const METHODS: &[Row] = &[Row::of::<LoraConfig>(), Row::of::<Ia3Config>(), Row::of::<VeraConfig>()];
 
 /// A method, as its configuration: with PEFT's keys where PEFT has the method.
 pub(crate) trait Method:

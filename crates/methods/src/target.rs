@@ -17,6 +17,8 @@ const LONG_LIST: usize = 20;
 /// The keys that choose the modules to tune.
 pub(crate) struct Targeting<'c> {
     pub(crate) target_modules: &'c Modules,
+    /// What kinds of site the method can act on.
+    pub(crate) kinds: &'c [SiteKind],
     pub(crate) exclude_modules: Option<&'c Modules>,
     pub(crate) layers_to_transform: Option<&'c OneOrMany<usize>>,
     pub(crate) layers_pattern: Option<&'c OneOrMany<String>>,
@@ -26,7 +28,7 @@ pub(crate) struct Targeting<'c> {
 /// The modules to tune.
 #[derive(Debug)]
 pub(crate) struct Targets {
-    /// Linear sites, in the model's order.
+    /// Sites of those kinds, in the model's order.
     pub(crate) sites: Vec<SiteId>,
     pub(crate) warnings: Vec<String>,
 }
@@ -122,12 +124,12 @@ pub(crate) fn select(
     check_layers(targeting, &in_layers, purpose)?;
     let sites: Vec<SiteId> = model
         .weight_sites()
-        .filter(|(_, site)| site.kind == SiteKind::Linear && targeted.remove(site.path.as_str()))
+        .filter(|(_, site)| targeting.kinds.contains(&site.kind) && targeted.remove(site.path.as_str()))
         .map(|(id, _)| id)
         .collect();
     if !targeted.is_empty() {
         let modules = targeted.into_iter().map(|module| describe(module, model)).collect();
-        return Err(MethodError::NotLinear { modules });
+        return Err(MethodError::NotTunable { kinds: plural(targeting.kinds), modules });
     }
     let mut warnings = Vec::new();
     if excluded == 0 && targeting.exclude_modules.is_some_and(|modules| !modules.is_empty()) {
@@ -167,12 +169,26 @@ fn check_layers(targeting: &Targeting<'_>, in_layers: &BTreeSet<usize>, purpose:
     Err(MethodError::UnmatchedLayers { layers, present: in_layers.iter().copied().collect() })
 }
 
+/// Kinds of site, in words.
+fn plural(kinds: &[SiteKind]) -> String {
+    let words: Vec<&str> = kinds
+        .iter()
+        .map(|kind| match kind {
+            SiteKind::Linear => "linear layers",
+            SiteKind::Embedding => "embeddings",
+            _ => "norms",
+        })
+        .collect();
+    words.join(" and ")
+}
+
 /// What a module is that cannot be targeted.
 fn describe(module: &str, model: &ModelDescription<'_>) -> String {
     let kind = model.weight_sites().find(|(_, site)| site.path == module).map(|(_, site)| site.kind);
     match kind {
         Some(SiteKind::Embedding) => format!("{module} (an embedding)"),
         Some(SiteKind::Norm) => format!("{module} (a norm)"),
+        Some(SiteKind::Linear) => format!("{module} (a linear layer)"),
         _ => format!("{module} (holds other modules: name those)"),
     }
 }

@@ -133,7 +133,8 @@ impl<'a> Forward<'a> {
         {
             return self.tape.linear_low_rank(x, base, &update);
         }
-        let projections = self.projections(site, base, x, segments);
+        let affines = self.affines(site, base, x, segments);
+        let projections = self.projections(base, x, affines);
         let parts: Vec<Var> = projections.into_iter().map(|projection| self.tape.project(projection)).collect();
         self.tape.concat_rows(&parts)
     }
@@ -150,7 +151,18 @@ impl<'a> Forward<'a> {
         let x = self.tape.gather_rows(x, labelled);
         let mut total: Option<CrossEntropy> = None;
         let mut start = 0;
-        for projection in self.projections(site, base, &x, &segments) {
+        let mut affines = self.affines(site, base, &x, &segments);
+        let tuners = self.weight_tuners(site, &segments);
+        for ((rows, affine), (_, tuner)) in affines.iter_mut().zip(tuners) {
+            // The fused operation knows products and biases; a scaled sum takes the long way, over the tuned weight.
+            if let (Some(tuner), true) =
+                (tuner, affine.as_ref().is_some_and(|affine| affine.scale.is_some() || affine.plus.is_some()))
+            {
+                let tuned = tuner.tuned(self.tape, base);
+                *affine = Some(Affine::of(&self.tape.slice_rows(&x, rows.clone()), tuned));
+            }
+        }
+        for projection in self.projections(base, &x, affines) {
             let end = start + projection.rows();
             let part = self.tape.cross_entropy(&projection, &targets[start..end]);
             start = end;
@@ -172,10 +184,7 @@ impl<'a> Forward<'a> {
             .into_iter()
             .map(|(rows, tuner)| match tuner {
                 None => self.tape.embedding(&ids[rows], base.weight),
-                Some(tuner) => {
-                    let table = tuner.tuned(self.tape, base).weight;
-                    self.tape.embedding_in(&ids[rows], &table)
-                }
+                Some(tuner) => tuner.embedding(self.tape, base, &ids[rows]),
             })
             .collect();
         self.tape.concat_rows(&parts)
@@ -474,17 +483,33 @@ impl<'a> Forward<'a> {
         if tuners.iter().all(|(_, tuner)| tuner.is_none()) { vec![(0..segments.total(), None)] } else { tuners }
     }
 
-    /// What a linear site computes, as projections of consecutive rows. A single one wherever all adapters build on
-    /// the frozen product, so that it runs once for the whole batch.
-    fn projections(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Vec<Projection> {
-        let mut affines: Vec<(Range<usize>, Option<Affine>)> = Vec::new();
-        for (rows, tuner) in self.weight_tuners(site, segments) {
+    /// What each group computes at a linear site, with its rows.
+    fn affines(
+        &mut self,
+        site: SiteId,
+        base: Base<'_>,
+        x: &Var,
+        segments: &Segments,
+    ) -> Vec<(Range<usize>, Option<Affine>)> {
+        let tuners = self.weight_tuners(site, segments).into_iter();
+        let affines = tuners.map(|(rows, tuner)| {
             let affine = tuner.map(|tuner| {
                 let x = self.tape.slice_rows(x, rows.clone());
                 tuner.affine(self.tape, base, &x)
             });
-            affines.push((rows, affine));
-        }
+            (rows, affine)
+        });
+        affines.collect()
+    }
+
+    /// What a linear site computes, as projections of consecutive rows. A single one wherever all adapters build on
+    /// the frozen product, so that it runs once for the whole batch.
+    fn projections(
+        &mut self,
+        base: Base<'_>,
+        x: &Var,
+        affines: Vec<(Range<usize>, Option<Affine>)>,
+    ) -> Vec<Projection> {
         if affines.iter().all(|(_, affine)| affine.as_ref().is_none_or(|affine| affine.base)) {
             return vec![self.projection(base, x, affines)];
         }
@@ -496,22 +521,40 @@ impl<'a> Forward<'a> {
         split.collect()
     }
 
-    fn projection(&self, base: Base<'_>, x: &Var, affines: Vec<(Range<usize>, Option<Affine>)>) -> Projection {
+    fn projection(&mut self, base: Base<'_>, x: &Var, affines: Vec<(Range<usize>, Option<Affine>)>) -> Projection {
         let on_base = affines.iter().all(|(_, affine)| affine.as_ref().is_none_or(|affine| affine.base));
+        let changes_bias = affines
+            .iter()
+            .any(|(_, affine)| affine.as_ref().is_some_and(|affine| affine.bias.is_some() || affine.scale.is_some()));
+        let input = if on_base { self.frozen_input(x, &affines) } else { x.clone() };
         let mut projection =
-            if on_base { Projection::frozen(x, base) } else { Projection::empty(x.rows(), base.weight.rows()) };
-        let tunes_bias = affines.iter().any(|(_, affine)| affine.as_ref().is_some_and(|affine| affine.bias.is_some()));
-        let frozen_bias = if tunes_bias || !on_base { base.bias } else { None };
-        if let Some(product) = projection.base.as_mut().filter(|_| tunes_bias) {
+            if on_base { Projection::frozen(&input, base) } else { Projection::empty(x.rows(), base.weight.rows()) };
+        let frozen_bias = if changes_bias || !on_base { base.bias } else { None };
+        if let Some(product) = projection.base.as_mut().filter(|_| changes_bias) {
             product.bias = None;
         }
         for (rows, affine) in affines {
-            let (terms, bias) = affine.map_or((Vec::new(), None), |affine| (affine.terms, affine.bias));
+            let Affine { terms, scale, plus, bias, .. } = affine.unwrap_or_else(Affine::frozen);
             projection.terms.extend(terms.into_iter().map(|term| (rows.clone(), term)));
+            projection.scales.extend(scale.map(|scale| (rows.clone(), scale)));
+            projection.added.extend(plus.map(|plus| (rows.clone(), plus)));
             let bias = bias.or_else(|| frozen_bias.map(|bias| self.tape.constant(bias.to_matrix())));
             projection.biases.extend(bias.map(|bias| (rows, bias)));
         }
         projection
+    }
+
+    /// What goes into the frozen product: `x`, but for the rows of tuners that change it.
+    fn frozen_input(&mut self, x: &Var, affines: &[(Range<usize>, Option<Affine>)]) -> Var {
+        let input = |affine: &Option<Affine>| affine.as_ref().and_then(|affine| affine.input.clone());
+        if affines.iter().all(|(_, affine)| input(affine).is_none()) {
+            return x.clone();
+        }
+        let parts: Vec<Var> = affines
+            .iter()
+            .map(|(rows, affine)| input(affine).unwrap_or_else(|| self.tape.slice_rows(x, rows.clone())))
+            .collect();
+        self.tape.concat_rows(&parts)
     }
 }
 

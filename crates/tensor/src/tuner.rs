@@ -33,15 +33,35 @@ pub struct Term {
     pub scale: f32,
 }
 
-/// What a tuned linear computes, as a sum: `y = x·W₀ᵀ (if base) + Σ terms + bias`.
+/// What a tuned linear computes: `y = (x·W₀ᵀ (if base) + Σ terms) ⊙ scale + plus + bias`.
 #[derive(Clone, Debug)]
 pub struct Affine {
     /// Whether the frozen product `x·W₀ᵀ` is part of the sum.
     pub base: bool,
+    /// What goes into the frozen product `[tokens, in]`, where it is not `x` itself.
+    pub input: Option<Var>,
     /// The other products.
     pub terms: Vec<Term>,
+    /// A factor for each output feature `[1, out]`; `None` is one.
+    pub scale: Option<Var>,
+    /// Anything else that is added `[tokens, out]`.
+    pub plus: Option<Var>,
     /// A bias `[1, out]` in place of the frozen one; `None` keeps the frozen one.
     pub bias: Option<Var>,
+}
+
+impl Affine {
+    /// The frozen linear alone.
+    pub fn frozen() -> Self {
+        Self { base: true, input: None, terms: Vec::new(), scale: None, plus: None, bias: None }
+    }
+
+    /// The linear of a whole weight `[out, in]`, with the frozen bias where `bias` is none.
+    pub fn of(x: &Var, tuned: Tuned) -> Self {
+        let Tuned { weight, bias } = tuned;
+        let terms = vec![Term { input: x.clone(), weight, scale: 1.0 }];
+        Self { base: false, terms, bias, ..Self::frozen() }
+    }
 }
 
 /// The update of a low-rank method: `scale·(x·aᵀ)·bᵀ`.
@@ -88,15 +108,22 @@ impl From<&Parameter> for Stored {
 /// Tunes the weight and bias of one linear, embedding or norm.
 ///
 /// [`tuned`](WeightTuner::tuned) is the meaning: merging, embeddings and norms use it. A method may override
-/// [`affine`](WeightTuner::affine), what linears use, with a faster form; outside training (dropout) the two agree.
+/// [`affine`](WeightTuner::affine), what linears use, and [`embedding`](WeightTuner::embedding) with faster forms; outside
+/// training (dropout) they agree.
 pub trait WeightTuner: Trainable {
     /// The tuned weight and bias.
     fn tuned(&self, tape: &mut Tape, base: Base<'_>) -> Tuned;
 
     /// What the tuned linear computes for `x` `[tokens, in]`.
     fn affine(&self, tape: &mut Tape, base: Base<'_>, x: &Var) -> Affine {
-        let Tuned { weight, bias } = self.tuned(tape, base);
-        Affine { base: false, terms: vec![Term { input: x.clone(), weight, scale: 1.0 }], bias }
+        let tuned = self.tuned(tape, base);
+        Affine::of(x, tuned)
+    }
+
+    /// Rows `ids` of the tuned table of an embedding, `[tokens, width]`.
+    fn embedding(&self, tape: &mut Tape, base: Base<'_>, ids: &[u32]) -> Var {
+        let table = self.tuned(tape, base).weight;
+        tape.embedding_in(ids, &table)
     }
 
     /// The update, where the tuned linear is the frozen one and a low-rank update of the same input: what `affine` then

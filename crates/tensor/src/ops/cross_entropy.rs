@@ -38,6 +38,8 @@ impl Tape {
     /// If there is not one target a row, or a target is outside the vocabulary.
     pub fn cross_entropy(&mut self, projection: &Projection, targets: &[u32]) -> CrossEntropy {
         assert_eq!(projection.rows(), targets.len(), "there is a target for each row");
+        let is_sum = projection.scales.is_empty() && projection.added.is_empty();
+        assert!(is_sum, "a projection that is more than products and biases is given as a whole weight");
         let workspace = self.workspace().clone();
         let mut parts = projection.parts(&workspace);
         let mut per_row = vec![0.0; targets.len()];

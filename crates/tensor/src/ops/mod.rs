@@ -19,6 +19,7 @@ pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod rows;
 pub(crate) mod scale;
+pub(crate) mod scale_columns;
 pub(crate) mod shift;
 pub(crate) mod softmax_cross_entropy;
 pub(crate) mod span_cross_entropy;
