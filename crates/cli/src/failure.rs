@@ -39,15 +39,17 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         });
         let method = cause.downcast_ref().is_some_and(|error| {
             use MethodError::{
-                Config, NoBias, NoDefaultTargets, NotLinear, NothingTargeted, Pattern, SavedList, TargetedAndSaved,
-                UnmatchedLayers, UnmatchedModules,
+                Clash, Config, Impossible, NoBias, NoDefaultTargets, NotTunable, NothingTargeted, Pattern, SavedList,
+                TargetedAndSaved, UnmatchedLayers, UnmatchedModules,
             };
             matches!(
                 error,
-                Config { .. }
+                Clash { .. }
+                    | Config { .. }
+                    | Impossible { .. }
                     | NoBias { .. }
                     | NoDefaultTargets { .. }
-                    | NotLinear { .. }
+                    | NotTunable { .. }
                     | NothingTargeted { .. }
                     | Pattern { .. }
                     | SavedList { .. }

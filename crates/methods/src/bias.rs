@@ -1,7 +1,7 @@
 //! Trained biases beside a method's own tensors: the `bias` key.
 
 use tunesmith_tensor::{
-    Adapter, Affine, Base, FrozenWeight, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner,
+    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner,
 };
 
 use crate::build::parameter_name;
@@ -11,7 +11,7 @@ use crate::{MethodError, ModelDescription};
 /// Trains the bias of one weight site and leaves its weight alone.
 #[derive(Debug)]
 pub struct BiasTuner {
-    /// `[1, out]`.
+    /// `[1, out]`, or its first values alone.
     bias: Parameter,
 }
 
@@ -19,6 +19,25 @@ impl BiasTuner {
     /// A tuner that starts from `bias` `[1, out]`, the site's own.
     pub fn new(site: &Site, bias: &FrozenWeight) -> Self {
         Self { bias: Parameter::vector(parameter_name(&site.path, "bias"), bias.to_matrix()) }
+    }
+
+    /// A tuner of the first `count` values of `bias`, such as the queries' in a fused projection.
+    pub(crate) fn of_first(site: &Site, bias: &FrozenWeight, count: usize) -> Self {
+        let values = bias.to_matrix().data()[..count].to_vec();
+        let name = parameter_name(&site.path, "query.bias");
+        Self { bias: Parameter::vector(name, Matrix::from_vec(1, count, values)) }
+    }
+
+    /// The whole bias.
+    fn whole(&self, tape: &mut Tape, base: Base<'_>) -> Var {
+        let own = tape.parameter(&self.bias);
+        let frozen = base.bias.map(FrozenWeight::to_matrix).filter(|frozen| frozen.cols() > own.cols());
+        let Some(frozen) = frozen else { return own };
+        let rest = frozen.data()[own.cols()..].to_vec();
+        let rest = tape.constant(Matrix::from_vec(rest.len(), 1, rest));
+        let column = tape.transpose(&own);
+        let joined = tape.concat_rows(&[column, rest]);
+        tape.transpose(&joined)
     }
 }
 
@@ -35,11 +54,11 @@ impl Trainable for BiasTuner {
 impl WeightTuner for BiasTuner {
     fn tuned(&self, tape: &mut Tape, base: Base<'_>) -> Tuned {
         let weight = tape.constant(base.weight.to_matrix());
-        Tuned { weight, bias: Some(tape.parameter(&self.bias)) }
+        Tuned { weight, bias: Some(self.whole(tape, base)) }
     }
 
-    fn affine(&self, tape: &mut Tape, _base: Base<'_>, _x: &Var) -> Affine {
-        Affine { bias: Some(tape.parameter(&self.bias)), ..Affine::frozen() }
+    fn affine(&self, tape: &mut Tape, base: Base<'_>, _x: &Var) -> Affine {
+        Affine { bias: Some(self.whole(tape, base)), ..Affine::frozen() }
     }
 }
 

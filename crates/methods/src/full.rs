@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use tunesmith_tensor::{Adapter, Base, Matrix, Parameter, Site, SiteId, SiteKind, Tape, Trainable, Tuned, WeightTuner};
+use tunesmith_tensor::{
+    Adapter, Base, Matrix, Parameter, Site, SiteId, SiteKind, Stored, Tape, Trainable, Tuned, WeightTuner,
+};
 
 use crate::build::parameter_name;
 use crate::common::Purpose;
@@ -18,20 +20,38 @@ pub struct FullTuner {
     bias: Option<Parameter>,
     /// Whether files keep the weight as `[in, out]`.
     is_transposed: bool,
+    /// Whether another tuner saves the weight.
+    is_tied: bool,
 }
 
 impl FullTuner {
     /// A copy of the weight and bias of `site`.
     pub fn new(site: &Site, base: Base<'_>) -> Self {
-        let name = |suffix| parameter_name(&site.path, suffix);
+        Self::within(site, base, "")
+    }
+
+    /// The same with tensors under `module` (with a dot at its end) within the site's module.
+    pub(crate) fn within(site: &Site, base: Base<'_>, module: &str) -> Self {
+        let name = |suffix: &str| parameter_name(&site.path, &format!("{module}{suffix}"));
         let weight = base.weight.to_matrix();
         let weight = match site.kind {
             SiteKind::Norm => Parameter::vector(name("weight"), weight),
             _ if site.stored_transposed => Parameter::new(name("weight"), transposed(&weight)),
             _ => Parameter::new(name("weight"), weight),
         };
-        let is_transposed = site.stored_transposed;
-        Self { weight, is_transposed, bias: base.bias.map(|bias| Parameter::vector(name("bias"), bias.to_matrix())) }
+        let bias = base.bias.map(|bias| Parameter::vector(name("bias"), bias.to_matrix()));
+        Self { weight, is_transposed: site.stored_transposed, bias, is_tied: false }
+    }
+
+    /// The same weight at a site whose frozen one is tied to this one's.
+    pub(crate) fn tied(&self, site: &Site, base: Base<'_>) -> Self {
+        let name = parameter_name(&site.path, "bias");
+        let bias = base.bias.map(|bias| Parameter::vector(name, bias.to_matrix()));
+        Self { weight: self.weight.clone(), is_transposed: self.is_transposed, bias, is_tied: true }
+    }
+
+    pub(crate) fn is_tied(&self) -> bool {
+        self.is_tied
     }
 }
 
@@ -42,6 +62,11 @@ impl Trainable for FullTuner {
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         self.bias.iter_mut().chain([&mut self.weight]).collect()
+    }
+
+    fn stored(&self) -> Vec<Stored> {
+        let weight = (!self.is_tied).then_some(&self.weight);
+        self.bias.iter().chain(weight).map(Stored::from).collect()
     }
 }
 

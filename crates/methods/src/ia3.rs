@@ -161,8 +161,7 @@ impl Method for Ia3Config {
         let placement = Placement::find(&Wanted { defaults, ..self.wanted() }, place)?;
         let feedforward = match &self.feedforward_modules {
             Some(modules) => modules.clone(),
-
-            None => target_defaults::ia3_feedforward(model.model_type),
+            None => defaults_within(&placement.targets, target_defaults::ia3_feedforward(model.model_type)),
         };
         let mut adapter = Adapter::new();
         for id in &placement.targeted {
@@ -179,6 +178,16 @@ impl Method for Ia3Config {
             warnings.extend(settle_orientation(&mut config.fan_in_fan_out, &targeted, model));
         }
         Ok(Built { config, adapter, warnings, routine: None })
+    }
+}
+
+/// The model type's feed-forwards, where they are among the targets: files may name no others.
+fn defaults_within(targets: &Modules, defaults: Modules) -> Modules {
+    match (targets, defaults) {
+        (Modules::Names(targets), Modules::Names(names)) => {
+            Modules::Names(names.into_iter().filter(|name| targets.contains(name)).collect())
+        }
+        (_, defaults) => defaults,
     }
 }
 

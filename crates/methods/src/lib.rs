@@ -6,7 +6,11 @@
 //! To add a method: a file with its tuner and its configuration, with PEFT's fields, which implements the trait `Method`,
 //! and a row in the list in `method.rs`.
 
+mod adalora;
+mod adalora_budget;
+mod adalora_tuner;
 mod bias;
+mod bitfit;
 mod build;
 mod checkpoint;
 #[cfg(test)]
@@ -15,10 +19,15 @@ mod common;
 mod config;
 mod decomposition;
 mod description;
+mod dylora;
 mod error;
 mod files;
 mod full;
+mod full_fine_tuning;
 mod ia3;
+mod intrinsic;
+mod intrinsic_projection;
+mod ln_tuning;
 mod lora;
 mod lora_config;
 mod lora_embedding;
@@ -34,18 +43,27 @@ mod placement;
 mod target;
 mod target_defaults;
 mod token_rows;
+mod trainable_tokens;
 mod vera;
 
+pub use adalora::AdaLoraConfig;
+pub use adalora_tuner::AdaLoraTuner;
 pub use bias::BiasTuner;
+pub use bitfit::{BitFitBiases, BitFitConfig};
 pub use build::{BuiltAdapter, build};
 pub use checkpoint::{load_checkpoint, save_checkpoint};
 pub use common::{Bias, CommonConfig, Modules, OneOrMany, PEFT_VERSION, TaskType};
 pub use config::MethodConfig;
 pub use description::ModelDescription;
+pub use dylora::{DyLoraConfig, DyLoraTuner, at_rank};
 pub use error::{ConfigProblem, MethodError, Misshapen, TensorProblems, UnmatchedEntry};
 pub use files::{load_adapter, load_config, save_adapter};
 pub use full::FullTuner;
+pub use full_fine_tuning::FullConfig;
 pub use ia3::{Ia3Config, Ia3Tuner};
+pub use intrinsic::{IntrinsicConfig, IntrinsicTuner, SaidConfig};
+pub use intrinsic_projection::{ProjectionKind, ProjectionScope};
+pub use ln_tuning::LnTuningConfig;
 pub use lora_config::{LoraConfig, LoraInit, TokenIndices};
 pub use lora_embedding::LoraEmbeddingTuner;
 pub use lora_plus::LoraPlus;
@@ -53,4 +71,5 @@ pub use lora_tuner::LoraTuner;
 pub use merge::{MergedWeight, merged};
 pub use method::Routine;
 pub use token_rows::TokenRowsTuner;
+pub use trainable_tokens::TrainableTokensConfig;
 pub use vera::{VeraBias, VeraConfig, VeraTuner};

@@ -12,10 +12,25 @@ use tunesmith_tensor::{Adapter, Gradients, Seed, Stored, Workspace};
 
 use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
 use crate::error::ConfigProblem;
-use crate::{Ia3Config, LoraConfig, MethodError, ModelDescription, VeraConfig};
+use crate::{
+    AdaLoraConfig, BitFitConfig, DyLoraConfig, FullConfig, Ia3Config, IntrinsicConfig, LnTuningConfig, LoraConfig,
+    MethodError, ModelDescription, SaidConfig, TrainableTokensConfig, VeraConfig,
+};
 
 /// The list of methods: a new one is a row here and a file with what implements [`Method`].
-pub(crate) const METHODS: &[Row] = &[Row::of::<LoraConfig>(), Row::of::<Ia3Config>(), Row::of::<VeraConfig>()];
+pub(crate) const METHODS: &[Row] = &[
+    Row::of::<LoraConfig>(),
+    Row::of::<AdaLoraConfig>(),
+    Row::of::<DyLoraConfig>(),
+    Row::of::<VeraConfig>(),
+    Row::of::<Ia3Config>(),
+    Row::of::<LnTuningConfig>(),
+    Row::of::<BitFitConfig>(),
+    Row::of::<TrainableTokensConfig>(),
+    Row::of::<FullConfig>(),
+    Row::of::<IntrinsicConfig>(),
+    Row::of::<SaidConfig>(),
+];
 
 /// A method, as its configuration: with PEFT's keys where PEFT has the method.
 pub(crate) trait Method:

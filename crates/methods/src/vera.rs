@@ -188,7 +188,7 @@ impl VeraTuner {
     /// `diag(λ_b)·B` `[out, r]`.
     fn scaled_b(&self, tape: &mut Tape) -> Var {
         let lambda_b = tape.parameter(&self.lambda_b);
-        let b = tape.constant(Matrix::clone(&self.b));
+        let b = tape.shared_constant(Arc::clone(&self.b));
         tape.scale_rows(&b, &lambda_b)
     }
 }

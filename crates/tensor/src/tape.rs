@@ -58,7 +58,8 @@ impl Var {
         self.node.is_some()
     }
 
-    pub(crate) fn shared(&self) -> Arc<Matrix> {
+    /// The value, for keeping.
+    pub fn shared(&self) -> Arc<Matrix> {
         Arc::clone(&self.value)
     }
 
@@ -137,6 +138,16 @@ impl Tape {
     /// A value without a gradient.
     pub fn constant(&self, value: Matrix) -> Var {
         Var { value: Arc::new(value), node: None }
+    }
+
+    /// The same of a value that others hold too.
+    pub fn shared_constant(&self, value: Arc<Matrix>) -> Var {
+        Var { value, node: None }
+    }
+
+    /// Whether gradients are recorded.
+    pub fn is_recording(&self) -> bool {
+        self.recording
     }
 
     /// The value of a trainable tensor; its gradient goes to [`Gradients`] under its id.

@@ -131,9 +131,9 @@ fn a_folder_without_an_adapter_says_where_one_is() {
 #[test]
 fn what_would_change_the_meaning_is_refused_by_name() {
     let folder = copy();
-    configure(folder.path(), &[("use_dora", true.into()), ("init_lora_weights", "pissa".into())]);
+    configure(folder.path(), &[("use_qalora", true.into()), ("init_lora_weights", "pissa".into())]);
     let text = refusal(folder.path(), "llama").to_string();
-    assert!(text.contains("use_dora: true is not supported") && text.contains("PiSSA changes the base"), "{text}");
+    assert!(text.contains("use_qalora: true is not supported") && text.contains("a part taken out"), "{text}");
     assert!(text.contains("adapter_config.json cannot be used"), "{text}");
 }
 

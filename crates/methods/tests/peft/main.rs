@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod broken_files;
+mod every_method;
 mod fixtures;
 mod merging;
 mod model;

@@ -52,6 +52,26 @@ impl Model {
         model
     }
 
+    /// A model of the given sites, with weights that only have the right shapes.
+    pub(crate) fn of_sites(model_type: &str, sites: Vec<Site>) -> Self {
+        let mut shapes: Vec<FrozenWeight> = Vec::new();
+        let mut zeros = |rows: usize, cols: usize| {
+            let known = shapes.iter().find(|weight| weight.shape() == (rows, cols)).cloned();
+            known.unwrap_or_else(|| {
+                shapes.push(FrozenWeight::float32(Matrix::zeros(rows, cols)));
+                shapes.last().unwrap().clone()
+            })
+        };
+        let bias = |site: &Site| if site.kind == SiteKind::Norm { site.cols } else { site.rows };
+        let weights = sites
+            .iter()
+            .map(|site| {
+                (zeros(site.rows, site.cols), site.has_bias.then(|| FrozenWeight::vector(vec![0.0; bias(site)])))
+            })
+            .collect();
+        Self { model_type: model_type.to_owned(), sites, weights }
+    }
+
     fn add(&mut self, path: &str, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>) {
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
         let (kind, role) = match path.rsplit('.').next().unwrap() {
@@ -65,7 +85,7 @@ impl Model {
             path: path.to_owned(),
             kind,
             role,
-            block: None,
+            block: path.split('.').find_map(|part| part.parse().ok()),
             rows,
             cols,
             has_bias,

@@ -106,10 +106,10 @@ fn a_pattern_that_matches_nothing_shows_what_it_must_match() {
 }
 
 #[test]
-fn targets_that_are_not_linear_are_named_with_what_they_are() {
+fn targets_that_cannot_be_tuned_are_named_with_what_they_are() {
     let text = refusal("llama", r#"{"target_modules": ["embed_tokens", "input_layernorm", "mlp", "q_proj"]}"#);
     for part in [
-        "model.embed_tokens (an embedding)",
+        "tunes linear layers and embeddings only",
         "model.layers.1.input_layernorm (a norm)",
         "model.layers.0.mlp (holds other modules: name those)",
         "modules_to_save",
