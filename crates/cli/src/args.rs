@@ -298,6 +298,15 @@ pub(crate) struct EvaluateArgs {
     /// Also write the result, with every continuation, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Evaluate a DyLoRA adapter at these ranks: all, or a list such as 1,2,8
+    #[arg(long, value_name = "RANKS", conflicts_with = "json")]
+    pub(crate) ranks: Option<String>,
+    /// With --ranks: how much worse than the best rank's loss the smallest rank that is recommended may be, as a fraction
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.01, requires = "ranks")]
+    pub(crate) tolerance: f64,
+    /// With --ranks: write one rank as a plain LoRA adapter, auto being the recommended one, as RANK=FOLDER
+    #[arg(long, value_name = "RANK=FOLDER", requires = "ranks")]
+    pub(crate) export: Option<String>,
 }
 
 #[derive(Debug, Args)]

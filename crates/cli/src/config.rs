@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
-use tunesmith_methods::{ConfigProblem, MethodConfig, MethodError};
+use tunesmith_methods::{ConfigProblem, LoraPlus, MethodConfig, MethodError};
 use tunesmith_models::Task;
 use tunesmith_train::metrics::{METRICS, Metric};
 use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments};
@@ -55,6 +55,8 @@ pub(crate) struct RunOptions {
     pub(crate) generation_max_new_tokens: usize,
     /// LoRA+: learning rate of `B` as a multiple of that of `A`. Default none: the same.
     pub(crate) loraplus_lr_ratio: Option<f64>,
+    /// LoRA+: learning rate of LoRA at embeddings. Default 1e-6; without LoRA+ they learn like the rest.
+    pub(crate) loraplus_lr_embedding: f64,
 }
 
 impl Default for RunOptions {
@@ -67,6 +69,7 @@ impl Default for RunOptions {
             predict_with_generate: false,
             generation_max_new_tokens: 128,
             loraplus_lr_ratio: None,
+            loraplus_lr_embedding: LoraPlus::LR_EMBEDDING,
         }
     }
 }
@@ -290,6 +293,11 @@ impl Written {
                 ratio.is_some_and(|ratio| !ratio.is_finite() || ratio <= 0.0),
                 "loraplus_lr_ratio",
                 "must be more than 0, and is 16 in the paper",
+            ),
+            (
+                !(run.loraplus_lr_embedding.is_finite() && run.loraplus_lr_embedding >= 0.0),
+                "loraplus_lr_embedding",
+                "must be a number from 0",
             ),
         ] {
             if wrong {

@@ -140,12 +140,18 @@ impl Training {
         let (method, seed) = (built.config.clone(), Seed(config.arguments.seed));
         let mut watcher = Watcher::new(config, interrupt);
         let ended = base.describe(|description| {
+            let rate = config.arguments.learning_rate;
             let plus = LoraPlus {
                 loraplus_lr_ratio: config.run.loraplus_lr_ratio.unwrap_or(1.0),
                 loraplus_weight_decay: config.arguments.weight_decay,
+                // Without LoRA+ embeddings learn like everything else.
+                loraplus_lr_embedding: match config.run.loraplus_lr_ratio {
+                    Some(_) => config.run.loraplus_lr_embedding,
+                    None => rate,
+                },
             };
             let group = |parameter: &Parameter| ParameterGroup {
-                learning_rate_scale: plus.learning_rate_scale(parameter),
+                learning_rate_scale: plus.learning_rate_scale(parameter, rate),
                 weight_decay: plus.weight_decay(parameter) > 0.0,
             };
             Run {
@@ -199,14 +205,7 @@ fn with_head(method: &MethodConfig, model: &dyn Model) -> MethodConfig {
             modules.push(module.to_owned());
         }
     }
-    let written: Option<Value> = serde_json::from_str(&method.to_adapter_config()).ok();
-    let Some(Value::Object(mut config)) = written.filter(|_| !modules.is_empty()) else { return method.clone() };
-    match config.get_mut("modules_to_save") {
-        Some(saved) if saved.is_null() => *saved = modules.into(),
-        _ => return method.clone(),
-    }
-    // What was read once is read again.
-    MethodConfig::from_adapter_config(&Value::Object(config), "peft").map_or(method.clone(), |(config, _)| config)
+    if modules.is_empty() { method.clone() } else { method.with_modules_to_save(&modules) }
 }
 
 /// The examples of a task's file.

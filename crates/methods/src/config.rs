@@ -136,6 +136,30 @@ impl MethodConfig {
         Self { methods: self.methods.iter().map(|method| method.with_common(&change)).collect() }
     }
 
+    /// The same with `modules` trained in full beside the method, unless it names such modules itself. Of several methods
+    /// the first that can takes them; none does if one names its own.
+    #[must_use]
+    pub fn with_modules_to_save(&self, modules: &[String]) -> Self {
+        const KEY: &str = "modules_to_save";
+        if self.methods.iter().any(|method| method.to_map().get(KEY).is_some_and(|saved| !saved.is_null())) {
+            return self.clone();
+        }
+        let mut methods = self.methods.clone();
+        for method in &mut methods {
+            let mut values = method.to_map();
+            if values.insert(KEY.to_owned(), modules.to_vec().into()).is_none() {
+                continue;
+            }
+            values.insert("peft_type".to_owned(), method.peft_type().into());
+            // What was read once is read again.
+            if let (Some(changed), ..) = read(&Value::Object(values), Purpose::Training) {
+                *method = changed;
+                break;
+            }
+        }
+        Self { methods }
+    }
+
     /// The method, where there is one.
     pub(crate) fn method(&self) -> &dyn AnyMethod {
         self.methods[0].as_ref()
@@ -247,6 +271,21 @@ mod tests {
         assert_eq!(config.get::<LoraConfig>().unwrap().r, 4);
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("from_the_future"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_head_is_saved_with_the_first_method_unless_one_names_its_own() {
+        let saved = |config: Value| {
+            let config = MethodConfig::from_run_file(&config).unwrap().with_modules_to_save(&["score".to_owned()]);
+            let values = config.to_value(&Map::new());
+            let values = if let Value::Array(values) = values { values } else { vec![values] };
+            values.into_iter().map(|values| values["modules_to_save"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(saved(json!({"peft_type": "LORA", "init_lora_weights": "pissa"})), [json!(["score"])]);
+        let two = json!([{"peft_type": "TRAINABLE_TOKENS", "token_indices": [1]}, {"peft_type": "IA3"}]);
+        assert_eq!(saved(two), [Value::Null, json!(["score"])]);
+        let own = json!([{"peft_type": "LORA"}, {"peft_type": "IA3", "modules_to_save": ["norm"]}]);
+        assert_eq!(saved(own), [Value::Null, json!(["norm"])]);
     }
 
     #[test]

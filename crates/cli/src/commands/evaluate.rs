@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_models::Task;
-use tunesmith_tensor::Workspace;
+use tunesmith_tensor::{Adapter, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     BatchLimit, DataOptions, Evaluation, GenerationTask, HeldOut, TaskOptions, evaluate_loss, generation_cases,
@@ -16,6 +16,7 @@ use tunesmith_train::{
 
 use crate::args::{EvaluateArgs, ModelArgs};
 use crate::base::{Base, tuners};
+use crate::commands::ranks::Ranks;
 use crate::config::{Written, text_metrics};
 use crate::failure::Misuse;
 use crate::task_file::{self, TaskFile};
@@ -41,6 +42,11 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     warn_of_truncation(&file, &dataset);
     let workspace = Workspace::new();
     let limit = BatchLimit::Sequences(args.batch_size);
+    if let Some(ranks) = Ranks::of(args)? {
+        let evaluate =
+            |adapter: &Adapter| evaluate_loss(base.model(), Some(adapter), &workspace, &dataset.examples, limit);
+        return ranks.run(&base, adapter.as_ref(), evaluate);
+    }
     let mut evaluation = evaluate_loss(base.model(), tuners(&adapter), &workspace, &dataset.examples, limit)?;
     let mut generations = Vec::new();
     if !metrics.is_empty() {
@@ -100,6 +106,10 @@ fn evaluate_task(
         set.generation = Some(GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics });
     }
     let (workspace, limit) = (Workspace::new(), BatchLimit::Sequences(args.batch_size));
+    if let Some(ranks) = Ranks::of(args)? {
+        let evaluate = |adapter: &Adapter| set.evaluate(base.model(), tokenizer, Some(adapter), &workspace, limit);
+        return ranks.run(&base, adapter.as_ref(), evaluate);
+    }
     let evaluation = set.evaluate(base.model(), tokenizer, tuners(&adapter), &workspace, limit)?;
     if let Some(path) = &args.json {
         let mut result = json!({"model": base.name, "adapter": model.adapter, "data": file, "examples": rows.len()});

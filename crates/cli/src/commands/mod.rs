@@ -9,6 +9,7 @@ mod merge;
 mod predict;
 mod pull;
 mod quickstart;
+mod ranks;
 mod train;
 
 use crate::args::{Cli, Command};

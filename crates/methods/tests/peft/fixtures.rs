@@ -75,11 +75,13 @@ fn lora_plus_gives_b_a_rate_of_its_own() {
             let name = parameter.name();
             let vector = name.ends_with(".bias") || name.ends_with("norm.weight");
             let expected = if name.contains("lora_B") || vector { 4.0 } else { 1.0 };
-            assert_eq!(plus.learning_rate_scale(parameter), expected, "{name}");
+            assert_eq!(plus.learning_rate_scale(parameter, 1e-3), expected, "{name}");
             let decaying = LoraPlus { loraplus_weight_decay: 0.1, ..plus };
             assert_eq!(decaying.weight_decay(parameter), if vector { 0.0 } else { 0.1 }, "{name}");
             fast += usize::from(expected == 4.0);
         }
+        let embedding = tunesmith_tensor::Parameter::new("x.lora_embedding_A", tunesmith_tensor::Matrix::zeros(1, 1));
+        assert!((plus.learning_rate_scale(&embedding, 1e-3) * 1e-3 - 1e-6).abs() < 1e-12);
         // B of q and v, the biases of q, k and v in two layers, five norms.
         assert_eq!(fast, 4 + 6 + 5);
     });
