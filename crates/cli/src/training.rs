@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::Value;
 use tunesmith_methods::{
     BuiltAdapter, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter,
     save_checkpoint,

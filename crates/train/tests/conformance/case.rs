@@ -114,9 +114,8 @@ fn compare_parameters(
     let named = |prefix: &str| -> BTreeMap<String, &Tensor> {
         let tensors = expect.iter().filter_map(|(key, tensor)| Some((key.strip_prefix(prefix)?, tensor)));
         let magnitude = "lora_magnitude_vector";
-        let of_file = |name: &str| {
-            name.replace(".modules_to_save.", ".").replace(&format!("{magnitude}.weight"), magnitude)
-        };
+        let of_file =
+            |name: &str| name.replace(".modules_to_save.", ".").replace(&format!("{magnitude}.weight"), magnitude);
         tensors.map(|(name, tensor)| (of_file(name), tensor)).collect()
     };
     let (reference, gradients) = (named(prefix), named("grad."));
@@ -141,7 +140,11 @@ fn compare_parameters(
 fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
     let weight_decay = if lora_plus { 0.0 } else { 0.01 };
     let ratio = if lora_plus { 4.0 } else { 1.0 };
-    let groups = LoraPlus { loraplus_lr_ratio: ratio, loraplus_weight_decay: 0.0, loraplus_lr_embedding: LoraPlus::LR_EMBEDDING };
+    let groups = LoraPlus {
+        loraplus_lr_ratio: ratio,
+        loraplus_weight_decay: 0.0,
+        loraplus_lr_embedding: LoraPlus::LR_EMBEDDING,
+    };
     let mut optimizer = Optimizer::new(AdamW::default(), weight_decay, &adapter.parameters(), |parameter| {
         ParameterGroup { learning_rate_scale: groups.learning_rate_scale(parameter, 1e-2), ..ParameterGroup::default() }
     });
