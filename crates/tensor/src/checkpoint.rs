@@ -88,6 +88,11 @@ impl Tape {
         self
     }
 
+    /// Whether this tape runs one block again and passes over the others; what lies between them has no use.
+    pub(crate) fn is_replaying(&self) -> bool {
+        matches!(self.blocks, Blocks::Replayed(_)) && !self.recording
+    }
+
     pub(crate) fn begin_block(&mut self, inputs: &[&Var]) -> Begin {
         let dropouts = self.dropouts;
         match &mut self.blocks {

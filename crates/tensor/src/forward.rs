@@ -179,6 +179,11 @@ impl<'a> Forward<'a> {
 
     /// An embedding site: rows `ids` of the table, `[tokens, width]`.
     pub fn embedding(&mut self, site: SiteId, base: Base<'_>, ids: &[u32]) -> Var {
+        if self.tape.is_replaying() {
+            // Blocks that run again have their inputs; only shapes matter here.
+            let values = Matrix::uninitialised(self.tape.workspace(), ids.len(), base.weight.cols());
+            return self.tape.constant(values);
+        }
         let parts: Vec<Var> = self
             .weight_tuners(site, &self.segments)
             .into_iter()

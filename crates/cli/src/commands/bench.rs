@@ -29,7 +29,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     terminal::note("measuring the machine …");
     let peaks = MachinePeaks::measure();
     terminal::note("measuring products …");
-    let products = products(base.model(), &workspace, args.batch * args.seq);
+    // Buffers of their own, which are gone before the step's memory is measured.
+    let products = products(base.model(), &Workspace::with_precision(precision), args.batch * args.seq);
     terminal::note("measuring training …");
     let peft = peft(&args.method, args.rank);
     let benchmark = StepBenchmark { batch: args.batch, sequence: args.seq, steps: args.steps.max(2), peft };

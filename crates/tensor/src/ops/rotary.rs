@@ -23,11 +23,20 @@ impl Rotary {
     /// Angles `positions[t]·inverse_frequencies[i]` for each token `t`; `scale` multiplies cosines and sines
     /// (1 but for scaling kinds with an attention factor).
     pub fn new(inverse_frequencies: &[f32], positions: &[usize], scale: f32) -> Self {
+        // Sequences share positions: each one's angles are computed once.
+        let count = positions.iter().max().map_or(0, |most| most + 1);
         let table = |function: fn(f32) -> f32| {
-            let values = positions.iter().flat_map(|position| {
-                inverse_frequencies.iter().map(move |frequency| scale * function(*position as f32 * frequency))
-            });
-            Matrix::from_vec(positions.len(), inverse_frequencies.len(), values.collect())
+            let row = |position: usize| {
+                inverse_frequencies.iter().map(move |frequency| scale * function(position as f32 * frequency))
+            };
+            let values: Vec<f32> = if count < positions.len() {
+                let rows: Vec<f32> = (0..count).flat_map(row).collect();
+                let cols = inverse_frequencies.len();
+                positions.iter().flat_map(|position| &rows[position * cols..(position + 1) * cols]).copied().collect()
+            } else {
+                positions.iter().flat_map(|position| row(*position)).collect()
+            };
+            Matrix::from_vec(positions.len(), inverse_frequencies.len(), values)
         };
         Self { angles: Arc::new(Angles { cos: table(f32::cos), sin: table(f32::sin) }) }
     }
