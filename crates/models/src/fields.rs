@@ -114,8 +114,8 @@ impl<'a> Fields<'a> {
     pub(crate) fn refuse_quantisation(&mut self) {
         if self.value("quantization_config").is_some() {
             self.problems.push(
-                "quantization_config is set: checkpoints quantised in Hugging Face formats are not read; use the \
-                 float checkpoint or a GGUF file"
+                "quantization_config is set: of the quantised formats of Hugging Face only 4-bit weights of \
+                 bitsandbytes are read; use the float checkpoint or a GGUF file"
                     .to_owned(),
             );
         }

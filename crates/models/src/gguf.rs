@@ -14,6 +14,7 @@ use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use serde_json::{Map, Value, json};
+use tunesmith_tensor::{FrozenWeight, GgmlFormat, GgmlWeight, MappedFile};
 
 use crate::error::ModelError;
 use crate::llama::{LlamaConfig, Rope, RopeScaling};
@@ -32,6 +33,8 @@ pub struct Gguf {
     /// Hugging Face names to GGUF names.
     names: BTreeMap<String, String>,
     config: LlamaConfig,
+    /// The file, once blocks are kept as they lie in it.
+    mapped: Option<MappedFile>,
 }
 
 impl Gguf {
@@ -70,8 +73,14 @@ impl Gguf {
             names.insert(name, gguf_name.clone());
         }
         let json = config_json(&metadata, &stored)?;
-        let mut this =
-            Self { path: path.to_path_buf(), config: LlamaConfig::from_json(json, path)?, content, stored, names };
+        let mut this = Self {
+            path: path.to_path_buf(),
+            config: LlamaConfig::from_json(json, path)?,
+            content,
+            stored,
+            names,
+            mapped: None,
+        };
         if let Some(frequencies) = this.content.tensor_infos.get(ROPE_FREQUENCIES) {
             if frequencies.shape.dims() != [this.config.head_dim / 2] {
                 return Err(damaged(path, format!("{ROPE_FREQUENCIES} does not have a value for each rotary pair")));
@@ -126,6 +135,17 @@ impl Gguf {
         Ok(())
     }
 
+    /// The heads of a query or key projection, whose rows are in another order than Hugging Face's.
+    fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        if name.contains(".self_attn.q_proj.") {
+            Some(self.config.num_attention_heads)
+        } else if name.contains(".self_attn.k_proj.") {
+            Some(self.config.num_key_value_heads)
+        } else {
+            None
+        }
+    }
+
     /// The values of a tensor in GGUF's layout.
     fn dequantised(&self, gguf_name: &str) -> Result<Vec<f32>, ModelError> {
         let mut file = File::open(&self.path).map_err(|source| ModelError::Read { path: self.path.clone(), source })?;
@@ -141,6 +161,25 @@ impl Gguf {
     }
 }
 
+/// The format of blocks that can be kept as they are; `None` for floats.
+fn block_format(dtype: GgmlDType) -> Option<GgmlFormat> {
+    Some(match dtype {
+        GgmlDType::F16 => GgmlFormat::F16,
+        GgmlDType::BF16 => GgmlFormat::Bf16,
+        GgmlDType::Q4_0 => GgmlFormat::Q4_0,
+        GgmlDType::Q4_1 => GgmlFormat::Q4_1,
+        GgmlDType::Q5_0 => GgmlFormat::Q5_0,
+        GgmlDType::Q5_1 => GgmlFormat::Q5_1,
+        GgmlDType::Q8_0 => GgmlFormat::Q8_0,
+        GgmlDType::Q2K => GgmlFormat::Q2_K,
+        GgmlDType::Q3K => GgmlFormat::Q3_K,
+        GgmlDType::Q4K => GgmlFormat::Q4_K,
+        GgmlDType::Q5K => GgmlFormat::Q5_K,
+        GgmlDType::Q6K => GgmlFormat::Q6_K,
+        _ => return None,
+    })
+}
+
 impl WeightSource for Gguf {
     fn path(&self) -> &Path {
         &self.path
@@ -154,23 +193,49 @@ impl WeightSource for Gguf {
         FORMATS
     }
 
+    /// The tensor's blocks, mapped from the file; those of queries and keys are copied, because their rows are in
+    /// another order.
+    fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
+        let gguf_name = self.names.get(name).ok_or_else(|| damaged(&self.path, format!("it has no tensor {name}")))?;
+        let Some(info) = self.content.tensor_infos.get(gguf_name) else { return Ok(None) };
+        let (Some(format), [rows, cols]) = (block_format(info.ggml_dtype), info.shape.dims()) else { return Ok(None) };
+        let (rows, cols) = (*rows, *cols);
+        if !cols.is_multiple_of(format.block_values()) {
+            return Ok(None);
+        }
+        let unreadable = |source| ModelError::Read { path: self.path.clone(), source };
+        let file = match &self.mapped {
+            Some(file) => file.clone(),
+            None => File::open(&self.path).and_then(|file| MappedFile::open(&file)).map_err(unreadable)?,
+        };
+        let start = (self.content.tensor_data_offset as usize).saturating_add(info.offset as usize);
+        let length = rows * (cols / format.block_values()) * format.block_bytes();
+        let blocks = file.slice(start..start.saturating_add(length)).ok_or_else(|| {
+            damaged(&self.path, format!("tensor {gguf_name} reaches beyond the end of the file; fetch the file again"))
+        })?;
+        self.mapped = Some(file);
+        let blocks = match self.interleaved_heads(name) {
+            Some(heads) => unpermuted(&blocks, heads, rows).into(),
+            None => blocks,
+        };
+        let weight = GgmlWeight::new((rows, cols), format, blocks);
+        let weight = weight.map_err(|error| damaged(&self.path, format!("tensor {gguf_name}: {error}")))?;
+        Ok(Some(FrozenWeight::stored(weight)))
+    }
+
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
         let gguf_name = self.names.get(name).ok_or_else(|| damaged(&self.path, format!("it has no tensor {name}")))?;
         let values = self.dequantised(gguf_name)?;
-        let heads = if name.contains(".self_attn.q_proj.") {
-            self.config.num_attention_heads
-        } else if name.contains(".self_attn.k_proj.") {
-            self.config.num_key_value_heads
-        } else {
-            return Ok(values);
-        };
-        Ok(unpermuted(&values, heads, heads * self.config.head_dim))
+        match self.interleaved_heads(name) {
+            Some(heads) => Ok(unpermuted(&values, heads, heads * self.config.head_dim)),
+            None => Ok(values),
+        }
     }
 }
 
 /// Query or key rows in Hugging Face's order. llama.cpp rotates neighbouring pairs and therefore interleaves the two
 /// halves of each head: its row `2i + j` of a head is Hugging Face's row `j·d/2 + i`.
-fn unpermuted(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
+fn unpermuted<T: Copy>(values: &[T], heads: usize, rows: usize) -> Vec<T> {
     let width = values.len() / rows;
     let half = rows / heads / 2;
     let mut out = Vec::with_capacity(values.len());
@@ -464,6 +529,9 @@ mod tests {
         let mut gguf = Gguf::open(&file.path).unwrap();
         for (_, name) in formats {
             let values = gguf.read(name).unwrap();
+            let kept = gguf.encoded(name).unwrap().unwrap().to_matrix();
+            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(kept.data()), bits(&values), "{name}");
             let expected = reference.tensor(&format!("{name}.values")).unwrap();
             let expected = expected.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
             let largest = expected.clone().fold(0.0f32, |largest, value| largest.max(value.abs()));

@@ -4,6 +4,7 @@
 mod architectures;
 mod bart;
 mod beam_search;
+mod bitsandbytes;
 mod cache;
 mod chat;
 mod decoder_head;
@@ -26,6 +27,7 @@ mod next_token;
 mod number_format;
 mod pieces;
 mod python_json;
+mod quantization;
 mod renamed;
 mod safetensors;
 mod sampling;
@@ -47,10 +49,13 @@ pub use generation_defaults::GenerationDefaults;
 pub use gguf::Gguf;
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::Llama;
-pub use load::{LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in, load_model_with};
+pub use load::{
+    LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in, load_model_quantized, load_model_with,
+};
 pub use model::{DecoderInputs, Inputs, Model, ModelInfo, ModelKind};
 pub use number_format::NumberFormat;
 pub use pieces::{Origin, Pieces};
+pub use quantization::QuantizationOptions;
 pub use safetensors::Safetensors;
 pub use sampling::Sampling;
 pub use save::save_folder;

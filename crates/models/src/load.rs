@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Precision;
 
 use crate::architectures::{Configured, configure};
+use crate::bitsandbytes::{self, FourBitCheckpoint};
 use crate::error::ModelError;
 use crate::generation_defaults::GenerationDefaults;
 use crate::gguf::Gguf;
@@ -15,10 +16,10 @@ use crate::json;
 use crate::llama::Llama;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
+use crate::quantization::{Kept, QuantizationOptions};
 use crate::safetensors::Safetensors;
 use crate::task::{HeadOptions, Task};
 use crate::tokenizer::TextTokenizer;
-use crate::weights::InPrecision;
 
 const CONFIG: &str = "config.json";
 
@@ -33,6 +34,8 @@ pub struct LoadOptions {
     pub precision: Precision,
     /// What the model shall end in.
     pub head: HeadOptions,
+    /// How its matrices are kept in memory.
+    pub quantization: QuantizationOptions,
 }
 
 /// A model without a tokenizer.
@@ -77,7 +80,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError
         Some(template) => tokenizer.with_chat_template(template)?,
         None => tokenizer,
     };
-    let LoadedModel { model, generation, format } = opened.load(options.precision)?;
+    let LoadedModel { model, generation, format } = opened.load(options.precision, &options.quantization)?;
     let tokenizer = tokenizer.for_embeddings(model.info().vocab_size);
     let generation = generation.or_from(&tokenizer);
     let precision = options.precision;
@@ -105,7 +108,19 @@ pub fn load_model_in(path: &Path, precision: Precision) -> Result<LoadedModel, M
 /// # Errors
 /// As [`load`].
 pub fn load_model_with(path: &Path, precision: Precision, head: &HeadOptions) -> Result<LoadedModel, ModelError> {
-    Opened::open(path, head)?.load(precision)
+    Opened::open(path, head)?.load(precision, &QuantizationOptions::default())
+}
+
+/// A model alone whose matrices are kept as `options` say.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_model_quantized(
+    path: &Path,
+    precision: Precision,
+    options: &QuantizationOptions,
+) -> Result<LoadedModel, ModelError> {
+    Opened::open(path, &HeadOptions::default())?.load(precision, options)
 }
 
 /// A model whose small files have been read.
@@ -139,24 +154,25 @@ impl Opened {
         if !config.is_file() {
             return not_a_model("it has no config.json");
         }
-        let json = json::read_object(&config)?;
+        let mut json = json::read_object(&config)?;
+        bitsandbytes::take_config(&mut json);
         let config = configure(json.clone(), &config, head)?;
         Ok(Self::Folder { folder: path.to_path_buf(), json, config })
     }
 
-    fn load(self, precision: Precision) -> Result<LoadedModel, ModelError> {
+    fn load(self, precision: Precision, options: &QuantizationOptions) -> Result<LoadedModel, ModelError> {
         match self {
             Self::Folder { folder, json, config } => {
                 let generation = GenerationDefaults::from_folder(&folder, &json)?;
-                let mut source = Safetensors::open(&folder)?;
+                let mut source = FourBitCheckpoint::over(Safetensors::open(&folder)?)?;
                 let format = source.format();
-                let model = config.read(&mut InPrecision { source: &mut source, precision })?;
+                let model = config.read(&mut Kept::new(&mut source, precision, options, false))?;
                 Ok(LoadedModel { model, generation, format })
             }
             Self::Gguf(mut gguf) => {
                 let generation = GenerationDefaults::from_gguf(&gguf)?;
                 let config = gguf.config().clone();
-                let model = Llama::from_source(config, &mut InPrecision { source: &mut *gguf, precision })?;
+                let model = Llama::from_source(config, &mut Kept::new(&mut *gguf, precision, options, true))?;
                 Ok(LoadedModel { model: Arc::new(model), generation, format: NumberFormat::F32 })
             }
         }

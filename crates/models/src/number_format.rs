@@ -43,6 +43,11 @@ impl NumberFormat {
         }
     }
 
+    /// The format of PyTorch's name.
+    pub(crate) fn of_torch_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|format| format.torch_name() == name)
+    }
+
     /// Bytes a number.
     pub fn width(self) -> usize {
         match self {

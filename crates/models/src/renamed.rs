@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
 
-use tunesmith_tensor::Precision;
+use tunesmith_tensor::{FrozenWeight, Precision};
 
 use crate::error::ModelError;
 use crate::weights::{StoredTensor, WeightSource};
@@ -51,6 +51,10 @@ impl WeightSource for Renamed<'_> {
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
         self.source.read(self.names.get(name).map_or(name, String::as_str))
+    }
+
+    fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
+        self.source.encoded(self.names.get(name).map_or(name, String::as_str))
     }
 
     fn precision(&self) -> Precision {

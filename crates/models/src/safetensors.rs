@@ -158,6 +158,25 @@ impl Safetensors {
     }
 }
 
+impl Safetensors {
+    /// The type and the bytes of a tensor.
+    ///
+    /// # Errors
+    /// If there is none of this name, or the file ends early or cannot be read.
+    pub(crate) fn bytes(&self, name: &str) -> Result<(Dtype, Vec<u8>), ModelError> {
+        let (Some(place), Some(tensor)) = (self.places.get(name), self.stored.get(name)) else {
+            let reason = format!("it has no tensor {name}");
+            return Err(ModelError::Damaged { path: self.folder.clone(), reason });
+        };
+        let unreadable = |source| ModelError::Read { path: tensor.file.clone(), source };
+        let mut file = File::open(&tensor.file).map_err(unreadable)?;
+        file.seek(SeekFrom::Start(place.start)).map_err(unreadable)?;
+        let mut bytes = vec![0; place.bytes];
+        file.read_exact(&mut bytes).map_err(unreadable)?;
+        Ok((place.format, bytes))
+    }
+}
+
 impl WeightSource for Safetensors {
     fn path(&self) -> &Path {
         &self.folder

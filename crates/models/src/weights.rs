@@ -36,37 +36,17 @@ pub trait WeightSource {
     /// If the file ends early or cannot be read.
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError>;
 
+    /// The matrix `name` as it shall be kept in memory, where that is not a float a value.
+    ///
+    /// # Errors
+    /// As [`WeightSource::read`]; or if it cannot be quantised.
+    fn encoded(&mut self, _name: &str) -> Result<Option<FrozenWeight>, ModelError> {
+        Ok(None)
+    }
+
     /// The precision that matrices are kept in; vectors are always float32.
     fn precision(&self) -> Precision {
         Precision::Float32
-    }
-}
-
-/// A source whose matrices are kept in another precision.
-pub(crate) struct InPrecision<'a> {
-    pub(crate) source: &'a mut dyn WeightSource,
-    pub(crate) precision: Precision,
-}
-
-impl WeightSource for InPrecision<'_> {
-    fn path(&self) -> &Path {
-        self.source.path()
-    }
-
-    fn stored(&self) -> &BTreeMap<String, StoredTensor> {
-        self.source.stored()
-    }
-
-    fn supported_formats(&self) -> &'static str {
-        self.source.supported_formats()
-    }
-
-    fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
-        self.source.read(name)
-    }
-
-    fn precision(&self) -> Precision {
-        self.precision
     }
 }
 
@@ -125,8 +105,13 @@ pub(crate) fn check(
     if problems.is_empty() { Ok(()) } else { Err(ModelError::Tensors { path: source.path().to_path_buf(), problems }) }
 }
 
-/// Reads a tensor of known shape as a frozen weight in the source's precision: `[out, in]`, or `[1, n]` for a vector.
+/// Reads a tensor of known shape as a frozen weight, kept as the source wants it: `[out, in]`, or `[1, n]` for a vector.
 pub(crate) fn take(source: &mut dyn WeightSource, name: &str, shape: &[usize]) -> Result<FrozenWeight, ModelError> {
+    if let [_, _] = shape
+        && let Some(weight) = source.encoded(name)?
+    {
+        return Ok(weight);
+    }
     let values = source.read(name)?;
     Ok(match shape {
         [rows, cols] => FrozenWeight::in_precision(Matrix::from_vec(*rows, *cols, values), source.precision()),

@@ -38,8 +38,8 @@ pub use parameter::{Gradients, Parameter, ParameterId, ValueMut};
 pub use profile::{Direction, Lap, Profile};
 pub use projection::Projection;
 pub use quantized::{
-    Absmax, BLOCK_SIZE, Bytes, FourBitError, FourBitOptions, FourBitType, FourBitWeight, MappedFile, NESTED_BLOCK_SIZE,
-    NestedAbsmax, dynamic_map,
+    Absmax, BLOCK_SIZE, Bytes, FourBitError, FourBitOptions, FourBitType, FourBitWeight, GgmlError, GgmlFormat,
+    GgmlWeight, MappedFile, NESTED_BLOCK_SIZE, NestedAbsmax, dynamic_map,
 };
 pub use random::{Seed, Stream};
 pub use segments::Segments;

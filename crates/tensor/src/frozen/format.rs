@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Storage;
 use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack};
 use crate::kernels::{Parallelism, View, ViewMut};
-use crate::{Matrix, Precision, Workspace};
+use crate::{FourBitWeight, Matrix, Precision, Workspace};
 
 /// A storage format of a weight `[out, in]`, such as 4-bit blocks. It only knows how to unpack itself; products, row
 /// reading and gradients of the input follow.
@@ -23,6 +23,11 @@ pub trait WeightFormat: Send + Sync {
 
     /// Bytes in memory.
     fn bytes(&self) -> usize;
+
+    /// The weight as 4-bit codes, where that is its format.
+    fn as_four_bit(&self) -> Option<&FourBitWeight> {
+        None
+    }
 }
 
 pub(super) struct Unpacked<F>(pub(super) F);
@@ -66,6 +71,10 @@ impl<F: WeightFormat> Storage for Unpacked<F> {
 
     fn bytes(&self) -> usize {
         self.0.bytes()
+    }
+
+    fn as_four_bit(&self) -> Option<&FourBitWeight> {
+        self.0.as_four_bit()
     }
 }
 

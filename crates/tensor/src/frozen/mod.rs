@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product};
 use crate::kernels::{View, ViewMut};
 use crate::workspace::Workspace;
-use crate::{Matrix, Precision};
+use crate::{FourBitWeight, Matrix, Precision};
 
 /// A frozen weight `[out, in]` (a vector is `[1, n]`), shared by cloning. How it is stored is the storage's business;
 /// operations ask for products and rows only.
@@ -45,6 +45,10 @@ trait Storage: Send + Sync {
     fn read_row(&self, row: usize, out: &mut [f32]);
     /// Bytes in memory.
     fn bytes(&self) -> usize;
+    /// The weight as 4-bit codes, where that is how it is stored.
+    fn as_four_bit(&self) -> Option<&FourBitWeight> {
+        None
+    }
 }
 
 impl FrozenWeight {
@@ -109,6 +113,11 @@ impl FrozenWeight {
     /// Writes row `row` to `out`, which has `cols()` places.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         self.storage.read_row(row, out);
+    }
+
+    /// The weight as 4-bit codes, where that is how it is stored.
+    pub fn as_four_bit(&self) -> Option<&FourBitWeight> {
+        self.storage.as_four_bit()
     }
 
     /// Whether the two share one storage, as tied weights do.

@@ -289,6 +289,10 @@ impl WeightFormat for FourBitWeight {
     fn bytes(&self) -> usize {
         self.codes.len() + self.absmax.bytes() + size_of_val(&self.quant_map)
     }
+
+    fn as_four_bit(&self) -> Option<&Self> {
+        Some(self)
+    }
 }
 
 /// Writes a block's codes and returns its scale.
