@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tunesmith_tensor::{Absmax, FourBitOptions, FourBitType, FourBitWeight, FrozenWeight, NestedAbsmax};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tunesmith_tensor::{Absmax, FourBitType, FourBitWeight, FrozenWeight, NestedAbsmax};
 
 use crate::error::ModelError;
 use crate::number_format::NumberFormat;
@@ -19,18 +19,14 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 const PARTS: [&str; 4] = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"];
 
 /// What is in `quant_state`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 struct QuantState {
     quant_type: String,
     blocksize: usize,
     /// The numbers the weight had before.
     dtype: String,
     shape: Vec<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     nested_blocksize: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nested_dtype: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     nested_offset: Option<f64>,
 }
 
@@ -103,13 +99,6 @@ impl FourBitCheckpoint {
         written.unwrap_or_else(|| self.source.format())
     }
 
-    /// How its weights are quantised, if any are.
-    pub(crate) fn options(&self) -> Option<FourBitOptions> {
-        let state = self.states.values().next()?;
-        let quant_type = FourBitType::of_name(&state.quant_type)?;
-        Some(FourBitOptions { quant_type, double_quant: state.nested_blocksize.is_some() })
-    }
-
     fn four_bit(&mut self, name: &str, state: &QuantState) -> Result<FourBitWeight, ModelError> {
         let path = self.stored.get(name).map_or_else(|| self.path().to_path_buf(), |tensor| tensor.file.clone());
         let damaged = |reason: String| ModelError::Damaged { path: path.clone(), reason };
@@ -167,25 +156,6 @@ impl WeightSource for FourBitCheckpoint {
     }
 }
 
-/// `quantization_config` of a model whose linears are 4-bit codes, as transformers writes it.
-pub(crate) fn config_json(options: FourBitOptions, compute_dtype: NumberFormat) -> Value {
-    json!({
-        "_load_in_4bit": true,
-        "_load_in_8bit": false,
-        "bnb_4bit_compute_dtype": compute_dtype.torch_name(),
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": options.quant_type.name(),
-        "bnb_4bit_use_double_quant": options.double_quant,
-        "llm_int8_enable_fp32_cpu_offload": false,
-        "llm_int8_has_fp16_weight": false,
-        "llm_int8_skip_modules": null,
-        "llm_int8_threshold": 6.0,
-        "load_in_4bit": true,
-        "load_in_8bit": false,
-        "quant_method": "bitsandbytes",
-    })
-}
-
 /// Takes a `quantization_config` out of `config.json` that is about 4-bit weights of bitsandbytes, whose files say the
 /// rest; any other is left for the model to refuse.
 pub(crate) fn take_config(json: &mut Map<String, Value>) {
@@ -197,56 +167,4 @@ pub(crate) fn take_config(json: &mut Map<String, Value>) {
     if is_four_bit {
         json.remove("quantization_config");
     }
-}
-
-/// A tensor of a file: its name, type, shape and little-endian bytes.
-pub(crate) struct Part {
-    pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Vec<u8>,
-}
-
-/// The tensors that a 4-bit weight is saved as; `dtype` is what it was before.
-pub(crate) fn parts(name: &str, weight: &FourBitWeight, quant_type: FourBitType, dtype: NumberFormat) -> Vec<Part> {
-    let floats = |part: &str, values: &[f32]| Part {
-        name: format!("{name}.{part}"),
-        dtype: Dtype::F32,
-        shape: vec![values.len()],
-        bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-    };
-    let bytes =
-        |name: String, shape: Vec<usize>, bytes: &[u8]| Part { name, dtype: Dtype::U8, shape, bytes: bytes.to_vec() };
-    let (rows, cols) = weight_shape(weight);
-    let mut state = QuantState {
-        quant_type: quant_type.name().to_owned(),
-        blocksize: weight.block_size(),
-        dtype: dtype.torch_name().to_owned(),
-        shape: vec![rows, cols],
-        nested_blocksize: None,
-        nested_dtype: None,
-        nested_offset: None,
-    };
-    let mut parts = vec![
-        bytes(name.to_owned(), vec![weight.codes().len(), 1], weight.codes()),
-        floats("quant_map", weight.quant_map()),
-    ];
-    match weight.absmax() {
-        Absmax::Float(values) => parts.push(floats("absmax", values)),
-        Absmax::Nested(nested) => {
-            parts.push(bytes(format!("{name}.absmax"), vec![nested.codes.len()], &nested.codes));
-            parts.push(floats("nested_absmax", &nested.absmax));
-            parts.push(floats("nested_quant_map", &nested.quant_map[..]));
-            state.nested_blocksize = Some(nested.block_size);
-            state.nested_dtype = Some("float32".to_owned());
-            state.nested_offset = Some(f64::from(nested.offset));
-        }
-    }
-    let state = serde_json::to_vec(&state).expect("a quantisation state is written as JSON");
-    parts.push(bytes(format!("{name}{STATE}{}", quant_type.name()), vec![state.len()], &state));
-    parts
-}
-
-fn weight_shape(weight: &FourBitWeight) -> (usize, usize) {
-    tunesmith_tensor::WeightFormat::shape(weight)
 }

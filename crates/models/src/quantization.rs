@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use regex::Regex;
-use tunesmith_tensor::{FourBitOptions, FourBitWeight, FrozenWeight, Precision};
+use tunesmith_tensor::{FourBitOptions, FourBitWeight, FrozenWeight, Matrix, Precision};
 
 use crate::error::ModelError;
 use crate::weights::{StoredTensor, WeightSource};
@@ -76,18 +76,23 @@ impl<'a> Kept<'a> {
 
 /// Whether a module with a matrix is a linear within the network: no table of embeddings, no output, no head.
 fn is_inner_linear(module: &str) -> bool {
-    const TABLES: [&str; 5] = ["wte", "wpe", "shared", "relative_attention_bias", "position_ids"];
-    const OUTPUTS: [&str; 6] = ["lm_head", "score", "classifier", "qa_outputs", "decoder", "out_proj"];
+    const TABLES: [&str; 4] = ["wte", "wpe", "shared", "relative_attention_bias"];
+    const HEADS: [&str; 8] = [
+        "lm_head",
+        "score",
+        "classifier",
+        "qa_outputs",
+        "classification_head",
+        "cls.",
+        "vocab_projector",
+        "pre_classifier",
+    ];
     let last = module.rsplit('.').next().unwrap_or(module);
-    let is_head = match last {
-        // Heads of BERT and BART, whose names occur within networks too.
-        "decoder" => module.contains("predictions"),
-        "dense" | "out_proj" => {
-            ["lm_head.", "classifier.", "classification_head."].iter().any(|head| module.starts_with(head))
-        }
-        other => OUTPUTS.contains(&other),
-    };
-    !(is_head || TABLES.contains(&last) || last.contains("embed"))
+    // transformers keeps T5's `wo` in floats, too.
+    !(HEADS.iter().any(|head| module.starts_with(head))
+        || TABLES.contains(&last)
+        || last.contains("embed")
+        || last == "wo")
 }
 
 impl WeightSource for Kept<'_> {
@@ -108,26 +113,24 @@ impl WeightSource for Kept<'_> {
     }
 
     fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
-        let quantized = self.four_bit.filter(|_| self.is_quantized(name));
-        if !self.expand
-            && let Some(weight) = self.source.encoded(name)?
-            && (quantized.is_none() || weight.as_four_bit().is_some())
-        {
-            return Ok(Some(weight));
+        if self.expand {
+            return Ok(None);
         }
-        let Some(options) = quantized else { return Ok(None) };
-        let Some([rows, cols]) = self.stored().get(name).map(|tensor| &tensor.shape[..]) else { return Ok(None) };
-        let shape = (*rows, *cols);
-        let values = self.source.read(name)?;
-        let weight = FourBitWeight::quantize(&values, shape, options).map_err(|error| ModelError::Damaged {
+        let weight = self.source.encoded(name)?;
+        let quantize_again = self.four_bit.is_some() && self.is_quantized(name);
+        Ok(weight.filter(|weight| !quantize_again || weight.as_four_bit().is_some()))
+    }
+
+    fn keep(&self, name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
+        let Some(options) = self.four_bit.filter(|_| self.is_quantized(name)) else {
+            return Ok(FrozenWeight::in_precision(matrix, self.precision));
+        };
+        let weight = FourBitWeight::quantize(matrix.data(), matrix.shape(), options);
+        let weight = weight.map_err(|error| ModelError::Damaged {
             path: self.path().to_path_buf(),
             reason: format!("tensor {name} cannot be quantised: {error}"),
         })?;
-        Ok(Some(FrozenWeight::stored(weight)))
-    }
-
-    fn precision(&self) -> Precision {
-        self.precision
+        Ok(FrozenWeight::stored(weight))
     }
 }
 

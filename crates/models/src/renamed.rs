@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
 
-use tunesmith_tensor::{FrozenWeight, Precision};
+use tunesmith_tensor::{FrozenWeight, Matrix};
 
 use crate::error::ModelError;
 use crate::weights::{StoredTensor, WeightSource};
@@ -57,7 +57,7 @@ impl WeightSource for Renamed<'_> {
         self.source.encoded(self.names.get(name).map_or(name, String::as_str))
     }
 
-    fn precision(&self) -> Precision {
-        self.source.precision()
+    fn keep(&self, name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
+        self.source.keep(self.names.get(name).map_or(name, String::as_str), matrix)
     }
 }

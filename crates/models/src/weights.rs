@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tunesmith_tensor::{Base, FrozenWeight, Matrix, Precision, SiteId};
+use tunesmith_tensor::{Base, FrozenWeight, Matrix, SiteId};
 
 use crate::error::{ModelError, TensorProblem};
 
@@ -36,17 +36,20 @@ pub trait WeightSource {
     /// If the file ends early or cannot be read.
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError>;
 
-    /// The matrix `name` as it shall be kept in memory, where that is not a float a value.
+    /// The matrix `name` `[out, in]` as the file has it, where that is quantised and shall stay so.
     ///
     /// # Errors
-    /// As [`WeightSource::read`]; or if it cannot be quantised.
+    /// As [`WeightSource::read`].
     fn encoded(&mut self, _name: &str) -> Result<Option<FrozenWeight>, ModelError> {
         Ok(None)
     }
 
-    /// The precision that matrices are kept in; vectors are always float32.
-    fn precision(&self) -> Precision {
-        Precision::Float32
+    /// The matrix `name` `[out, in]`, which has been read, as it shall be kept in memory.
+    ///
+    /// # Errors
+    /// If it cannot be quantised.
+    fn keep(&self, _name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
+        Ok(FrozenWeight::float32(matrix))
     }
 }
 
@@ -113,10 +116,10 @@ pub(crate) fn take(source: &mut dyn WeightSource, name: &str, shape: &[usize]) -
         return Ok(weight);
     }
     let values = source.read(name)?;
-    Ok(match shape {
-        [rows, cols] => FrozenWeight::in_precision(Matrix::from_vec(*rows, *cols, values), source.precision()),
-        _ => FrozenWeight::vector(values),
-    })
+    match shape {
+        [rows, cols] => source.keep(name, Matrix::from_vec(*rows, *cols, values)),
+        _ => Ok(FrozenWeight::vector(values)),
+    }
 }
 
 /// Rows become columns: from a file's `[in, out]` to `[out, in]`, and back.

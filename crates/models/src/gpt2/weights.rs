@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tunesmith_tensor::{FrozenWeight, Matrix, Precision, Role, Site, SiteId, SiteKind};
+use tunesmith_tensor::{FrozenWeight, Matrix, Role, Site, SiteId, SiteKind};
 
 use crate::error::ModelError;
 use crate::gpt2::{Gpt2, Gpt2Block, Gpt2Config};
@@ -120,8 +120,12 @@ impl WeightSource for Bare<'_> {
         self.source.read(name.strip_prefix(PREFIX).unwrap_or(name))
     }
 
-    fn precision(&self) -> Precision {
-        self.source.precision()
+    fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
+        self.source.encoded(name.strip_prefix(PREFIX).unwrap_or(name))
+    }
+
+    fn keep(&self, name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
+        self.source.keep(name.strip_prefix(PREFIX).unwrap_or(name), matrix)
     }
 }
 
@@ -130,7 +134,7 @@ fn take_weight(source: &mut dyn WeightSource, site: &Site) -> Result<FrozenWeigh
     let name = format!("{}.weight", site.path);
     if site.stored_transposed {
         let stored = Matrix::from_vec(site.cols, site.rows, source.read(&name)?);
-        return Ok(FrozenWeight::in_precision(transposed(&stored), source.precision()));
+        return source.keep(&name, transposed(&stored));
     }
     take(source, &name, &saved_shape(site))
 }

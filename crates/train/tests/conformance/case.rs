@@ -5,8 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tunesmith_methods::{BuiltAdapter, LoraPlus, ModelDescription, TaskType, load_adapter, save_adapter};
-use tunesmith_models::{GenerationDefaults, LoadedModel, Model, NumberFormat, Task, load_model, save_folder};
-use tunesmith_tensor::{Adapter, Gradients, Parameter, SiteId, Workspace};
+use tunesmith_models::{
+    GenerationDefaults, LoadedModel, Model, NumberFormat, QuantizationOptions, Task, load_model, load_model_quantized,
+    save_folder,
+};
+use tunesmith_tensor::{Adapter, FourBitOptions, FourBitType, Gradients, Parameter, Precision, SiteId, Workspace};
 use tunesmith_train::{AdamW, Optimizer, ParameterGroup, mean_loss, merged_tensors};
 
 use crate::Outcome;
@@ -14,43 +17,67 @@ use crate::compare::Errors;
 use crate::fixture::{Examples, Tensor, tensors};
 use crate::task::{batch, generated, greedy, logits, real_rows};
 
+/// The ways of loading an architecture's base, each with what it adds to the names of cases: as its files are; where
+/// there is a 4-bit copy also that one, and the floats quantised while loading.
+pub(crate) fn bases(architecture: &Path) -> Vec<(&'static str, LoadedModel)> {
+    let (floats, four_bit) = (architecture.join("model"), architecture.join("model-4bit"));
+    if !four_bit.exists() {
+        return vec![("", load_model(&floats).unwrap_or_else(|error| panic!("{error}")))];
+    }
+    let nf4 = FourBitOptions { quant_type: FourBitType::Nf4, double_quant: true };
+    let options = QuantizationOptions { load_in_4bit: Some(nf4), ..QuantizationOptions::default() };
+    let quantized = load_model_quantized(&floats, Precision::Float32, &options);
+    vec![
+        ("", load_model(&four_bit).unwrap_or_else(|error| panic!("{error}"))),
+        (" (quantised while loading)", quantized.unwrap_or_else(|error| panic!("{error}"))),
+    ]
+}
+
 /// The base alone: logits, loss, and greedy generation with the cache.
-pub(crate) fn base(architecture: &Path) -> Outcome {
-    let loaded = load_model(&architecture.join("model")).unwrap_or_else(|error| panic!("{error}"));
-    let LoadedModel { model, generation, .. } = loaded;
+pub(crate) fn base(architecture: &Path, LoadedModel { model, generation, .. }: &LoadedModel) -> Outcome {
+    let model = &**model;
     let io = tensors(&architecture.join("io.safetensors"));
     let inputs = Examples::of(&io);
     let mut errors = Errors::default();
-    errors.compare("logits", "", &logits(&*model, None, &inputs), &real_rows(&*model, &io["logits"], &inputs));
-    let (loss, _) = loss_and_gradients(&*model, &Adapter::new(), &inputs);
+    errors.compare("logits", "", &logits(model, None, &inputs), &real_rows(model, &io["logits"], &inputs));
+    let (loss, _) = loss_and_gradients(model, &Adapter::new(), &inputs);
     errors.compare("loss", "", &[loss], &io["loss"].values);
 
     if let Ok(text) = std::fs::read(architecture.join("generate.json")) {
         let json = serde_json::from_slice(&text).expect("generate.json is JSON");
-        let (prompt, expected) = generated(&*model, &json);
+        let (prompt, expected) = generated(model, &json);
         // The reference generates a fixed number of tokens: none of them ends the text.
-        let found = greedy(&*model, None, &prompt, expected.len(), &generation.eos_token_ids);
+        let found = greedy(model, None, &prompt, expected.len(), &generation.eos_token_ids);
         errors.require(found == expected, &format!("greedy continuation is {found:?}, not {expected:?}"));
     }
     errors.outcome()
 }
 
 /// The base with an adapter: every number of `expect.safetensors`, and what must hold beside it.
-pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
-    let model = load_base(&architecture.join("model"));
-    let before = all_bits(&*model);
+pub(crate) fn method(architecture: &Path, loaded: &LoadedModel, folder: &Path) -> Outcome {
+    method_against(architecture, loaded, folder, &folder.join("expect.safetensors"))
+}
+
+/// The same with the numbers of another file.
+pub(crate) fn method_against(
+    architecture: &Path,
+    LoadedModel { model, .. }: &LoadedModel,
+    folder: &Path,
+    expect: &Path,
+) -> Outcome {
+    let before = all_bits(&**model);
     let io = tensors(&architecture.join("io.safetensors"));
-    let expect = tensors(&folder.join("expect.safetensors"));
+    let expect = tensors(expect);
     let inputs = Examples::of(&io);
     let mut errors = Errors::default();
 
-    let mut built = load(folder, &*model);
+    let mut built = load(folder, &**model);
     let adapter = &built.adapter;
-    let found = logits(&*model, Some(adapter), &inputs);
-    errors.compare("logits", "", &found, &real_rows(&*model, &expect["logits"], &inputs));
-    errors.require(found != logits(&*model, None, &inputs), "the adapter changes nothing");
+    let found = logits(&**model, Some(adapter), &inputs);
+    errors.compare("logits", "", &found, &real_rows(&**model, &expect["logits"], &inputs));
+    errors.require(found != logits(&**model, None, &inputs), "the adapter changes nothing");
 
-    let (loss, gradients) = loss_and_gradients(&*model, adapter, &inputs);
+    let (loss, gradients) = loss_and_gradients(&**model, adapter, &inputs);
     errors.compare("loss", "", &[loss], &expect["loss"].values);
     compare_parameters(&mut errors, "grad", adapter, &expect, |parameter| {
         gradients.get(parameter.id()).expect("every trainable tensor has a gradient").to_vec()
@@ -63,27 +90,25 @@ pub(crate) fn method(architecture: &Path, folder: &Path) -> Outcome {
     // With `bias: all` PEFT saves the biases of `modules_to_save` under two more names.
     theirs.retain(|name, _| !name.contains(".original_module.") && !name.contains(".modules_to_save."));
     errors.require(tensors(&saved.path().join(ours)) == theirs, "written back, the file's tensors differ");
-    let again = load(saved.path(), &*model).adapter;
+    let again = load(saved.path(), &**model).adapter;
     errors.require(parameter_bits(&again) == parameter_bits(adapter), "saved and loaded, the values differ");
 
     let merged_folder = tempfile::tempdir().expect("a temporary folder");
-    let merged_model = merge(&*model, adapter, &merged_folder.path().join("merged"));
-    errors.compare(
-        "merged",
-        "",
-        &logits(&*merged_model, None, &inputs),
-        &real_rows(&*model, &expect["merged_logits"], &inputs),
-    );
+    let merged_model = merge(&**model, adapter, &merged_folder.path().join("merged"));
+    // Merged into floats, a 4-bit base gives what it gives with the adapter beside it.
+    let merged = expect.get("merged_logits").unwrap_or(&expect["logits"]);
+    let merged = real_rows(&**model, merged, &inputs);
+    errors.compare("merged", "", &logits(&*merged_model, None, &inputs), &merged);
 
-    let losses = five_steps(&*model, &mut built.adapter, &inputs, folder.ends_with("lora-plus"));
+    let losses = five_steps(&**model, &mut built.adapter, &inputs, folder.ends_with("lora-plus"));
     errors.compare("steps", "losses", &losses, &expect["losses"].values);
     compare_parameters(&mut errors, "steps", &built.adapter, &expect, |parameter| parameter.value().to_vec());
-    errors.require(all_bits(&*model) == before, "the base changed");
+    errors.require(all_bits(&**model) == before, "the base changed");
     errors.outcome()
 }
 
 /// The mean loss and its gradients, as training computes them: the same with and without gradient checkpointing.
-fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Examples) -> (f32, Gradients) {
+pub(crate) fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Examples) -> (f32, Gradients) {
     let run = |checkpointing| {
         let workspace = Workspace::new().checkpointing(checkpointing);
         let mut gradients = Gradients::new(&workspace);
@@ -137,7 +162,7 @@ fn compare_parameters(
 }
 
 /// Five AdamW steps with the reference's settings; the loss before each.
-fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
+pub(crate) fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
     let weight_decay = if lora_plus { 0.0 } else { 0.01 };
     let ratio = if lora_plus { 4.0 } else { 1.0 };
     let groups = LoraPlus {
@@ -177,11 +202,7 @@ fn task_type(task: Task) -> TaskType {
     }
 }
 
-fn load_base(folder: &Path) -> Arc<dyn Model> {
-    load_model(folder).unwrap_or_else(|error| panic!("{error}")).model
-}
-
-fn load(folder: &Path, model: &dyn Model) -> BuiltAdapter {
+pub(crate) fn load(folder: &Path, model: &dyn Model) -> BuiltAdapter {
     with_description(model, |model| load_adapter(folder, model)).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -190,7 +211,7 @@ fn merge(model: &dyn Model, adapter: &Adapter, folder: &Path) -> Arc<dyn Model> 
     let replaced = with_description(model, |model| merged_tensors(adapter, model)).expect("weight methods merge");
     save_folder(folder, model, None, &GenerationDefaults::default(), &replaced, NumberFormat::F32)
         .expect("the merged model saves");
-    load_base(folder)
+    load_model(folder).unwrap_or_else(|error| panic!("{error}")).model
 }
 
 fn parameter_bits(adapter: &Adapter) -> Vec<(String, Vec<u32>)> {

@@ -22,6 +22,18 @@ pub(crate) struct Errors {
 impl Errors {
     /// Compares one tensor.
     pub(crate) fn compare(&mut self, kind: &'static str, name: &str, found: &[f32], reference: &[f32]) {
+        self.compare_within(TOLERANCE, kind, name, found, reference);
+    }
+
+    /// Compares one tensor with a tolerance of its own.
+    pub(crate) fn compare_within(
+        &mut self,
+        tolerance: f32,
+        kind: &'static str,
+        name: &str,
+        found: &[f32],
+        reference: &[f32],
+    ) {
         if found.len() != reference.len() {
             self.problem(format!("{kind} {name}: {} values, the reference has {}", found.len(), reference.len()));
             return;
@@ -32,8 +44,8 @@ impl Errors {
             Some((_, worst)) => *worst = error,
             None => self.kinds.push((kind, error)),
         }
-        if error.is_nan() || error > TOLERANCE {
-            self.problem(format!("{kind} {name}: relative error {error:.1e} exceeds {TOLERANCE:.0e}"));
+        if error.is_nan() || error > tolerance {
+            self.problem(format!("{kind} {name}: relative error {error:.1e} exceeds {tolerance:.0e}"));
         }
     }
 

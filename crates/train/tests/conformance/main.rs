@@ -8,6 +8,7 @@ mod case;
 mod compare;
 mod fixture;
 mod nf4;
+mod qlora;
 mod real;
 mod real_minilm;
 mod skips;
@@ -55,17 +56,27 @@ fn conformance() {
             }
             continue;
         }
-        report(&format!("{arch}/base"), case::base(&architecture));
-        for method in fixture::folders(&architecture) {
-            let name = fixture::name(&method);
-            if name.starts_with("model") {
-                continue;
+        for (way, base) in case::bases(&architecture) {
+            let four_bit = architecture.join("model-4bit").exists();
+            let of_base = if four_bit { qlora::base(&architecture, &base) } else { case::base(&architecture, &base) };
+            report(&format!("{arch}/base{way}"), of_base);
+            for method in fixture::folders(&architecture) {
+                let name = fixture::name(&method);
+                if name.starts_with("model") {
+                    continue;
+                }
+                if four_bit {
+                    for (part, outcome) in qlora::method(&architecture, &base, &method) {
+                        report(&format!("{arch}/{name}{way}{part}"), outcome);
+                    }
+                    continue;
+                }
+                let outcome = match skips::reason(&arch, Some(&name)) {
+                    Some(reason) => Outcome::Skipped(reason.to_owned()),
+                    None => case::method(&architecture, &base, &method),
+                };
+                report(&format!("{arch}/{name}{way}"), outcome);
             }
-            let outcome = match skips::reason(&arch, Some(&name)) {
-                Some(reason) => Outcome::Skipped(reason.to_owned()),
-                None => case::method(&architecture, &method),
-            };
-            report(&format!("{arch}/{name}"), outcome);
         }
     }
     let [passed, failed, skipped] = counts;
