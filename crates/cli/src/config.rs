@@ -21,6 +21,7 @@ use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments};
 
 use crate::failure::Misuse;
 use crate::nearest::nearest;
+use crate::quantization::QuantizationKeys;
 
 /// A run, ready to start.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,8 @@ pub(crate) struct RunConfig {
     pub(crate) data: DataOptions,
     /// What the run is for.
     pub(crate) task: TaskOptions,
+    /// How the base model's weights are kept.
+    pub(crate) quantization: QuantizationKeys,
     /// How to train.
     pub(crate) arguments: TrainingArguments,
     /// The method.
@@ -88,6 +91,7 @@ impl RunConfig {
         let mut all = as_map(&self.run);
         all.extend(as_map(&self.data));
         all.extend(as_map(&self.task));
+        all.extend(as_map(&self.quantization));
         all.extend(as_map(&self.arguments));
         let peft = serde_json::from_str(&self.peft.to_adapter_config());
         let mut peft: Value = peft.expect("a method's configuration is written as JSON");
@@ -199,9 +203,12 @@ impl Written {
         let run = self.section(&mut problems);
         let data = self.section(&mut problems);
         let task = self.task(&mut problems);
+        let quantization: QuantizationKeys = self.section(&mut problems);
         let arguments: TrainingArguments = self.section(&mut problems);
         let (run_keys, data_keys, task_keys) = (keys::<RunOptions>(), keys::<DataOptions>(), keys::<TaskOptions>());
-        let sections = [run_keys, data_keys, task_keys, keys::<TrainingArguments>(), vec![PEFT.to_owned()]];
+        let quantization_keys = keys::<QuantizationKeys>();
+        let own = [keys::<TrainingArguments>(), vec![PEFT.to_owned()]].concat();
+        let sections = [run_keys, data_keys, task_keys, quantization_keys, own];
         self.check_keys(&sections, &mut problems);
         if let Err(TrainError::InvalidArguments { problems: wrong }) = arguments.validate() {
             for text in wrong {
@@ -210,10 +217,13 @@ impl Written {
             }
         }
         self.check_evaluation(&run, &data, &task, &arguments, &mut problems);
+        if let Some(key) = quantization.without_effect() {
+            self.add(&mut problems, key, format!("{key}: needs load_in_4bit: true"));
+        }
         let peft = self.peft(&mut problems);
         problems.into_result(&self.source)?;
         let peft = peft.context("the method's configuration has neither value nor problem")?;
-        Ok(RunConfig { run, data, task, arguments, peft })
+        Ok(RunConfig { run, data, task, quantization, arguments, peft })
     }
 
     /// The same with `defaults` for keys that were not written.

@@ -13,6 +13,7 @@ mod nearest;
 mod plot;
 mod progress;
 mod pull;
+mod quantization;
 mod task_file;
 mod terminal;
 mod training;

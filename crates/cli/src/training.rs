@@ -189,6 +189,7 @@ fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions {
         tokenizer: config.run.tokenizer_name_or_path.clone(),
         chat_template: config.run.chat_template.clone(),
         head,
+        quantization: config.quantization.options(),
         ..LoadOptions::default()
     }
 }
