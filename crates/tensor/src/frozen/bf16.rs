@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, transpose,
+    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, prefetch, transpose,
 };
 use crate::kernels::{View, ViewMut};
 use crate::{Matrix, Precision, Workspace};
@@ -113,6 +113,10 @@ impl Storage for Bf16 {
 struct Forward<'a>(&'a Bf16);
 
 impl Columns for Forward<'_> {
+    fn is_packed(&self) -> bool {
+        true
+    }
+
     fn depth(&self) -> usize {
         self.0.cols
     }
@@ -126,6 +130,9 @@ impl Columns for Forward<'_> {
         Panel { tiles: &self.0.tiles[strips.start * stride + depth.start..], stride }
     }
 }
+
+/// Strips between the tile that is turned and the one that is fetched.
+const AHEAD: usize = 16;
 
 /// `W` `[out, in]`, turned panel by panel.
 struct InputGradient<'a>(&'a Bf16);
@@ -145,6 +152,7 @@ impl Columns for InputGradient<'_> {
             let place = (pair - strips.start) * depth.len();
             for (at, outputs) in depth.clone().enumerate() {
                 let (first, second) = (self.0.tile(2 * outputs, pair / 2), self.0.tile(2 * outputs + 1, pair / 2));
+                prefetch(&self.0.tiles, (2 * outputs + AHEAD) * self.0.depth() + pair / 2, self.0.depth());
                 let (low, high) = scratch[place..].split_at_mut(depth.len());
                 let high = if pair + 1 < strips.end { &mut high[at] } else { &mut past_the_end };
                 transpose(first, second, [&mut low[at], high]);

@@ -13,7 +13,7 @@ pub use format::WeightFormat;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product};
+use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product, Vocabulary, cross_entropy};
 use crate::kernels::{View, ViewMut};
 use crate::workspace::Workspace;
 use crate::{FourBitWeight, Matrix, Precision};
@@ -193,6 +193,37 @@ impl FrozenWeight {
                 add_thin(workspace, dx, dy, thin);
             }
         }
+    }
+}
+
+impl FrozenWeight {
+    /// `−log softmax(x·Wᵀ)[target]` of each row to `losses`, and the gradients `[rows, in]` to `dx`, where products are
+    /// bf16; otherwise does nothing and gives false.
+    ///
+    /// # Panics
+    /// If a target is outside the vocabulary.
+    pub(crate) fn cross_entropy(
+        &self,
+        workspace: &Workspace,
+        x: &Matrix,
+        targets: &[u32],
+        losses: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) -> bool {
+        if workspace.kernels().precision() != Precision::Bf16 {
+            return false;
+        }
+        let (Some(forward), Some(gradient)) = (self.storage.forward_columns(), self.storage.gradient_columns()) else {
+            return false;
+        };
+        let size = self.rows();
+        let outside = targets.iter().find(|target| **target as usize >= size);
+        assert!(outside.is_none(), "target {} is outside the vocabulary of {size}", outside.unwrap_or(&0));
+        let read_row = |row: usize, out: &mut [f32]| self.storage.read_row(row, out);
+        let vocabulary =
+            Vocabulary { x: View::of(x), forward: &*forward, gradient: &*gradient, read_row: &read_row, targets };
+        cross_entropy(workspace.kernels().unit(), &vocabulary, losses, dx);
+        true
     }
 }
 

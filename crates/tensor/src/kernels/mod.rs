@@ -75,8 +75,8 @@ impl Kernels {
         Self { unit: Unit::Float32, precision: Precision::Bf16, ..Self::detect() }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn of(unit: Unit) -> Option<Self> {
+    /// Products in bf16 by one unit; `None` where the processor has none.
+    pub(crate) fn of(unit: Unit) -> Option<Self> {
         unit.is_supported().then(|| Self { unit, precision: Precision::Bf16, ..Self::detect() })
     }
 
@@ -126,6 +126,11 @@ impl Kernels {
                 }
             }
         }
+    }
+
+    /// What multiplies in bf16.
+    pub(crate) fn unit(&self) -> Unit {
+        self.unit
     }
 
     /// `C ← beta·C + product` in bf16.

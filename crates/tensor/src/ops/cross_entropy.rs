@@ -1,5 +1,5 @@
 //! A projection onto the vocabulary and its cross-entropy in one, in chunks of rows: `[tokens, vocabulary]` is never
-//! stored, and rows without a label never meet the vocabulary.
+//! stored, and rows without a label never meet the vocabulary. In bf16 not even a chunk's logits are.
 
 use std::ops::Range;
 
@@ -41,6 +41,9 @@ impl Tape {
         let is_sum = projection.scales.is_empty() && projection.added.is_empty();
         assert!(is_sum, "a projection that is more than products and biases is given as a whole weight");
         let workspace = self.workspace().clone();
+        if let Some((per_row, part)) = projection.without_logits(&workspace, targets) {
+            return self.cross_entropy_of(per_row, vec![part]);
+        }
         let mut parts = projection.parts(&workspace);
         let mut per_row = vec![0.0; targets.len()];
         let needs_gradient = parts.iter().any(|part| part.node.is_some());
@@ -52,6 +55,11 @@ impl Tape {
                 projection.chunk_gradients(&workspace, rows, &logits, &mut parts);
             }
         }
+        self.cross_entropy_of(per_row, parts)
+    }
+
+    /// What is known of each row, and the inputs with their gradients.
+    fn cross_entropy_of(&mut self, per_row: Vec<f32>, parts: Vec<Part>) -> CrossEntropy {
         let sum: f64 = per_row.iter().map(|value| f64::from(*value)).sum();
         let nodes: Vec<_> = parts.iter().map(|part| part.node).collect();
         let sum = self.output(Matrix::from_vec(1, 1, vec![sum as f32]), &nodes, || CrossEntropyBackward { parts });
@@ -134,6 +142,23 @@ impl Projection {
             Part { node: var.node(), gradient: Matrix::zeros_in(workspace, rows, cols) }
         };
         inputs.chain(terms).chain(biases).map(zeros).collect()
+    }
+
+    /// A frozen projection without a bias in one go, where products are bf16: each row's loss, and the input with its
+    /// gradient. `None` for other projections.
+    fn without_logits(&self, workspace: &Workspace, targets: &[u32]) -> Option<(Vec<f32>, Part)> {
+        let base = self.base.as_ref().filter(|base| base.bias.is_none())?;
+        if !self.terms.is_empty() || !self.biases.is_empty() {
+            return None;
+        }
+        let x = base.input.value();
+        let node = base.input.node();
+        let mut per_row = vec![0.0; targets.len()];
+        let rows = if node.is_some() { x.rows() } else { 0 };
+        let mut gradient = Matrix::uninitialised(workspace, rows, x.cols());
+        let dx = node.is_some().then(|| gradient.data_mut());
+        let done = base.weight.cross_entropy(workspace, x, targets, &mut per_row, dx);
+        done.then_some((per_row, Part { node, gradient }))
     }
 
     /// The projection of rows `rows` alone.

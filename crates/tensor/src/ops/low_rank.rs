@@ -93,7 +93,7 @@ impl Backward for LinearLowRank {
 mod tests {
     use super::*;
     use crate::ops::finite_differences::{check, random};
-    use crate::{Gradients, Kernels, Parameter, Precision, Workspace};
+    use crate::{Gradients, Kernels, Parameter, Workspace};
 
     #[test]
     fn gradients() {
@@ -149,7 +149,7 @@ mod tests {
             let (in_one, parts) = (pass(kernels, &bf16, true), pass(kernels, &bf16, false));
             assert_eq!(in_one[0], parts[0], "{kernels:?}");
             for (number, found) in in_one.iter().enumerate() {
-                // Two rounded factors a product, each off by up to 2⁻⁹ of its size, of which sums keep less.
+                // Two rounded factors a product, each off by up to 2⁻⁸ of its size, of which sums keep less.
                 assert_close(found, &exact[number], 1.0 / 256.0, &format!("result {number}, {kernels:?}"));
             }
         }

@@ -12,6 +12,7 @@ mod amx;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
+mod cross_entropy;
 mod float32;
 mod gradient;
 mod operand;
@@ -23,9 +24,10 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
 pub(crate) use gradient::{THIN, thin_gradient};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
-pub(crate) use pack::{Order, index, pack, transpose};
+pub(crate) use pack::{Order, index, pack, prefetch, transpose};
 pub(crate) use product::{LowRank, Product};
 pub(crate) use stack::{Padded, Stack};
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16};

@@ -17,6 +17,11 @@ pub(crate) trait Columns: Sync {
     /// The number of columns.
     fn cols(&self) -> usize;
 
+    /// Whether panels lie in memory as they are, and need no unpacking.
+    fn is_packed(&self) -> bool {
+        false
+    }
+
     /// Strips that a panel should have, because unpacking fewer would waste work; a multiple of 2. Panels begin at
     /// multiples of it.
     fn strips_at_once(&self) -> usize {
@@ -78,6 +83,10 @@ impl PackedColumns {
 }
 
 impl Columns for PackedColumns {
+    fn is_packed(&self) -> bool {
+        true
+    }
+
     fn depth(&self) -> usize {
         self.depth
     }

@@ -122,6 +122,24 @@ pub(crate) fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
     }
 }
 
+/// Fetches two tiles, `stride` apart from `first` on, into the cache; nothing where they don't exist.
+#[inline]
+pub(crate) fn prefetch(tiles: &[Tile], first: usize, stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for tile in [first, first + stride].into_iter().filter_map(|place| tiles.get(place)) {
+        for line in tile.0.chunks_exact(32) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            #[allow(unsafe_code)]
+            // SAFETY: prefetching reads nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (tiles, first, stride);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

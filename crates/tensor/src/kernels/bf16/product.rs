@@ -86,12 +86,19 @@ fn pass(tiles: usize, rows: usize) -> usize {
 
 /// Strips of rows and of columns that a task takes of a result that has so many: some of the rows where there are many, and
 /// some of the columns where there are few. Depends on the shape alone.
-fn task_size(row_strips: usize, column_strips: usize, at_once: usize) -> (usize, usize) {
+fn task_size(row_strips: usize, b: &dyn Columns) -> (usize, usize) {
+    let (column_strips, depth) = (b.cols().div_ceil(LANES), b.depth().div_ceil(DEPTH));
+    let at_once = b.strips_at_once();
     const MANY_ROWS: usize = 8;
     const MOST_ROWS: usize = 16;
+    /// Tiles of packed rows, which leave half of the second-level cache to the rest.
+    const MOST_TILES: usize = 768;
     const FEWEST_COLUMNS: usize = 8;
     if row_strips >= MANY_ROWS {
-        (row_strips.div_ceil(2).next_multiple_of(2).min(MOST_ROWS), column_strips)
+        // Where columns are unpacked, more rows share that work.
+        let most =
+            if b.is_packed() { MOST_ROWS } else { (MOST_TILES / stretch(depth, at_once)).clamp(8, 2 * MOST_ROWS) };
+        (row_strips.div_ceil(2).next_multiple_of(2).min(most / 2 * 2), column_strips)
     } else {
         (row_strips, column_strips.div_ceil(4).max(FEWEST_COLUMNS).next_multiple_of(at_once))
     }
@@ -103,7 +110,7 @@ pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Pro
     let Product { a, scale, b, low_rank } = product;
     let row_strips = a.rows.div_ceil(LANES);
     let column_strips = b.cols().div_ceil(LANES);
-    let (row_task, column_task) = task_size(row_strips, column_strips, b.strips_at_once());
+    let (row_task, column_task) = task_size(row_strips, b);
     let (rows, columns) = (row_strips.div_ceil(row_task), column_strips.div_ceil(column_task));
     let output = Output::new(c);
     let low_rank = low_rank.map(|low_rank| SharedLowRank {
@@ -132,11 +139,11 @@ pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Pro
 }
 
 /// Where a result goes; tasks write to parts that don't overlap.
-struct Output {
-    c: *mut f32,
-    stride: usize,
-    rows: usize,
-    cols: usize,
+pub(super) struct Output {
+    pub(super) c: *mut f32,
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
 }
 
 impl Output {
@@ -221,9 +228,9 @@ impl Task<'_> {
                         let b0 = panel.strip(place, depth.len());
                         if pair + 1 < strips.end {
                             let b = [b0, panel.strip(place + 1, depth.len())];
-                            self.columns(unit, &target, &a, b, pair, second.as_ref(), accumulate);
+                            columns(unit, &target, &a, b, pair, second.as_ref(), accumulate);
                         } else {
-                            self.columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate);
+                            columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate);
                         }
                     }
                 }
@@ -258,7 +265,7 @@ impl Task<'_> {
         let panel = low_rank.inner.panel(0..strips, depth.clone(), &mut []);
         for strip in 0..strips {
             let b = [panel.strip(strip, depth.len())];
-            self.columns(unit, &target, a, b, strip, None, depth.start > 0);
+            columns(unit, &target, a, b, strip, None, depth.start > 0);
         }
     }
 
@@ -288,51 +295,50 @@ impl Task<'_> {
         }
         Second { a: PackedStrips { tiles, depth, strips: self.rows.len() }, b: &low_rank.outer }
     }
+}
 
-    /// All rows of the task by one or two strips of columns.
-    #[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
-    fn columns<const COLS: usize>(
-        &self,
-        unit: &impl Block,
-        target: &Target<'_>,
-        a: &PackedStrips<'_>,
-        b: [&[Tile]; COLS],
-        column_strip: usize,
-        second: Option<&Second<'_>>,
-        accumulate: bool,
-    ) {
-        let second_b = second.map(|second| {
-            let depth = second.a.depth;
-            let panel = second.b.panel(column_strip..column_strip + COLS, 0..depth, &mut []);
-            std::array::from_fn(|col| panel.strip(col, depth).as_ptr())
-        });
-        let second = second.zip(second_b);
-        let step = pass(a.depth, a.strips);
-        for first in (0..a.depth.max(1)).step_by(step) {
-            let depth = first..a.depth.min(first + step);
-            let b = b.map(|strip| strip[depth.clone()].as_ptr());
-            let second = second.filter(|_| depth.end == a.depth);
-            let accumulate = accumulate || first > 0;
-            let mut row = 0;
-            while row < a.strips {
-                let place = (row, column_strip);
-                if row + 1 < a.strips {
-                    rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);
-                    row += 2;
-                } else {
-                    rows::<1, COLS>(unit, target, a, b, &depth, place, second, accumulate);
-                    row += 1;
-                }
+/// All packed rows by one or two strips of columns.
+#[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
+pub(super) fn columns<const COLS: usize>(
+    unit: &impl Block,
+    target: &Target<'_>,
+    a: &PackedStrips<'_>,
+    b: [&[Tile]; COLS],
+    column_strip: usize,
+    second: Option<&Second<'_>>,
+    accumulate: bool,
+) {
+    let second_b = second.map(|second| {
+        let depth = second.a.depth;
+        let panel = second.b.panel(column_strip..column_strip + COLS, 0..depth, &mut []);
+        std::array::from_fn(|col| panel.strip(col, depth).as_ptr())
+    });
+    let second = second.zip(second_b);
+    let step = pass(a.depth, a.strips);
+    for first in (0..a.depth.max(1)).step_by(step) {
+        let depth = first..a.depth.min(first + step);
+        let b = b.map(|strip| strip[depth.clone()].as_ptr());
+        let second = second.filter(|_| depth.end == a.depth);
+        let accumulate = accumulate || first > 0;
+        let mut row = 0;
+        while row < a.strips {
+            let place = (row, column_strip);
+            if row + 1 < a.strips {
+                rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);
+                row += 2;
+            } else {
+                rows::<1, COLS>(unit, target, a, b, &depth, place, second, accumulate);
+                row += 1;
             }
         }
     }
 }
 
 /// Strips of packed rows, `depth` tiles each.
-struct PackedStrips<'a> {
-    tiles: &'a [Tile],
-    depth: usize,
-    strips: usize,
+pub(super) struct PackedStrips<'a> {
+    pub(super) tiles: &'a [Tile],
+    pub(super) depth: usize,
+    pub(super) strips: usize,
 }
 
 impl PackedStrips<'_> {
@@ -342,15 +348,15 @@ impl PackedStrips<'_> {
 }
 
 /// The second half of a low-rank product.
-struct Second<'a> {
+pub(super) struct Second<'a> {
     a: PackedStrips<'a>,
     b: &'a PackedColumns,
 }
 
 /// An output, and where a task's first row lies in it.
-struct Target<'a> {
-    output: &'a Output,
-    first_row: usize,
+pub(super) struct Target<'a> {
+    pub(super) output: &'a Output,
+    pub(super) first_row: usize,
 }
 
 /// One block, over the tiles `depth` of the rows' strips; `b` begins there.
