@@ -70,8 +70,8 @@ impl Workspace {
     /// A buffer of `len` floats, aligned to cache lines, with unspecified (initialised, possibly stale) contents.
     pub(crate) fn take(&self, len: usize) -> Buffer {
         let class = size_class(len);
-        let data = self.pool.take(class).unwrap_or_else(|| vec![0.0; class + LINE]);
-        let start = data.as_ptr().align_offset(LINE * size_of::<f32>());
+        let data = self.pool.take(class).unwrap_or_else(|| fresh(class));
+        let start = data.as_ptr().align_offset(alignment(class) * size_of::<f32>());
         Buffer { data, start, len, pool: Some(Arc::clone(&self.pool)) }
     }
 
@@ -127,6 +127,36 @@ impl Pool {
 
 /// Floats of a cache line, to which buffers are aligned.
 const LINE: usize = 16;
+/// Floats of a large page, to which buffers of that size or more are aligned.
+const PAGE: usize = (2 << 20) / size_of::<f32>();
+
+/// Floats that a buffer of `class` floats is aligned to.
+fn alignment(class: usize) -> usize {
+    if class >= PAGE { PAGE } else { LINE }
+}
+
+/// The class of a buffer of the pool.
+fn class_of(data: &[f32]) -> usize {
+    data.len() - if data.len() >= 2 * PAGE { PAGE } else { LINE }
+}
+
+/// A new buffer of `class` floats, not touched yet. Its whole large pages are asked for as such: that is one page fault in
+/// place of 512, and rows that lie far apart still share pages.
+fn fresh(class: usize) -> Vec<f32> {
+    let data = vec![0.0; class + alignment(class)];
+    #[cfg(target_os = "linux")]
+    if class >= PAGE {
+        let start = data.as_ptr().align_offset(PAGE * size_of::<f32>());
+        #[allow(unsafe_code)]
+        // SAFETY: the range lies in the vector; the call changes how its memory is backed, not what it holds. Where it
+        // fails, small pages do.
+        unsafe {
+            let bytes = class / PAGE * PAGE * size_of::<f32>();
+            libc::madvise(data.as_ptr().add(start).cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
+        }
+    }
+    data
+}
 
 /// Rounds up to one of eight sizes an octave, so that batches of slightly different lengths share buffers and at most
 /// an eighth of a buffer is wasted.
@@ -172,7 +202,7 @@ impl Drop for Buffer {
         if let Some(pool) = self.pool.take() {
             let data = std::mem::take(&mut self.data);
             let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(data.len() - LINE).or_default().push(data);
+            free.entry(class_of(&data)).or_default().push(data);
         }
     }
 }

@@ -128,11 +128,6 @@ impl Kernels {
         }
     }
 
-    /// What multiplies in bf16.
-    pub(crate) fn unit(&self) -> Unit {
-        self.unit
-    }
-
     /// `C ← beta·C + product` in bf16.
     pub(crate) fn in_bf16(&self, c: ViewMut<'_>, beta: f32, product: Product<'_>) {
         self.unit.product(c, beta, product, Parallelism::Pool);
