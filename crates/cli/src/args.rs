@@ -189,10 +189,26 @@ pub(crate) struct ModelArgs {
     pub(crate) chat_template: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct PrecisionArgs {
+    /// Arithmetic of matrix products [default: bf16 where the processor has a unit for it, otherwise float32]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<PrecisionArg>,
+}
+
+impl PrecisionArgs {
+    /// What was asked for, or what suits the processor.
+    pub(crate) fn precision(self) -> Precision {
+        self.precision.map_or_else(Precision::detect, Precision::from)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) arithmetic: PrecisionArgs,
     /// Texts to continue; without one, standard input is read
     #[arg(value_name = "PROMPT")]
     pub(crate) prompts: Vec<String>,
@@ -270,6 +286,8 @@ pub(crate) enum EarlyStoppingArg {
 pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) arithmetic: PrecisionArgs,
     /// The file to evaluate on: JSONL, CSV, TSV or text
     #[arg(long, value_name = "FILE", required_unless_present = "config")]
     pub(crate) data: Option<PathBuf>,
@@ -313,6 +331,8 @@ pub(crate) struct EvaluateArgs {
 pub(crate) struct PredictArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) arithmetic: PrecisionArgs,
     /// The file with the texts: JSONL, CSV, TSV, text, or SQuAD's JSON; labels are not needed
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,

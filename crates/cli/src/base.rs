@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use tunesmith_methods::{BuiltAdapter, ModelDescription, TaskType, load_adapter, load_config};
 use tunesmith_models::{HeadOptions, LoadOptions, Model, Pretrained, Task, load};
-use tunesmith_tensor::{Adapter, Base as SiteBase, SiteId};
+use tunesmith_tensor::{Adapter, Base as SiteBase, Precision, SiteId, Workspace};
 
 use crate::args::ModelArgs;
 use crate::failure::Misuse;
@@ -32,20 +32,25 @@ impl Base {
     ///
     /// # Errors
     /// [`Misuse`] if neither is given; everything that can be wrong with their files.
-    pub(crate) fn from_args(args: &ModelArgs) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
+    pub(crate) fn from_args(args: &ModelArgs, precision: Precision) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
         let head = match args.adapter.as_deref().map(TaskFile::read).transpose()?.flatten() {
             Some(file) => file.head()?,
             None => HeadOptions::default(),
         };
-        Self::with_head(args, head)
+        Self::with_head(args, head, precision)
     }
 
     /// The same with a head of one's own choice.
-    pub(crate) fn with_head(args: &ModelArgs, head: HeadOptions) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
+    pub(crate) fn with_head(
+        args: &ModelArgs,
+        head: HeadOptions,
+        precision: Precision,
+    ) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
         let options = LoadOptions {
             tokenizer: args.tokenizer.clone(),
             chat_template: args.chat_template.clone(),
             head,
+            precision,
             ..LoadOptions::default()
         };
         let base = match (&args.model, &args.adapter) {
@@ -81,6 +86,11 @@ impl Base {
         let wanted: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
         let (name, found) = (&self.name, found.name());
         Err(Misuse(format!("{name} is a model for {found}; this needs one for {}", wanted.join(" or "))).into())
+    }
+
+    /// Buffers and kernels for the precision that the model was loaded in.
+    pub(crate) fn workspace(&self) -> Workspace {
+        Workspace::with_precision(self.pretrained.precision)
     }
 
     /// The model.

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use tunesmith_methods::{ConfigProblem, LoraPlus, MethodConfig, MethodError};
 use tunesmith_models::Task;
+use tunesmith_tensor::Precision;
 use tunesmith_train::metrics::{METRICS, Metric};
 use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments};
 
@@ -51,6 +52,8 @@ pub(crate) struct RunOptions {
     pub(crate) chat_template: Option<PathBuf>,
     /// Where the adapter, the checkpoints and the log go.
     pub(crate) output_dir: PathBuf,
+    /// Arithmetic of matrix products. Default: bf16 where the processor has a unit for it, otherwise float32.
+    pub(crate) precision: PrecisionKey,
     /// Whether evaluation also generates continuations and scores them; with BLEU, unless `metrics` names metrics of
     /// texts, which make it generate in any case. Default false.
     pub(crate) predict_with_generate: bool,
@@ -69,10 +72,37 @@ impl Default for RunOptions {
             tokenizer_name_or_path: None,
             chat_template: None,
             output_dir: PathBuf::new(),
+            precision: PrecisionKey::default(),
             predict_with_generate: false,
             generation_max_new_tokens: 128,
             loraplus_lr_ratio: None,
             loraplus_lr_embedding: LoraPlus::LR_EMBEDDING,
+        }
+    }
+}
+
+/// A precision as configurations name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PrecisionKey {
+    Float32,
+    Bf16,
+}
+
+impl Default for PrecisionKey {
+    fn default() -> Self {
+        match Precision::detect() {
+            Precision::Float32 => Self::Float32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<PrecisionKey> for Precision {
+    fn from(key: PrecisionKey) -> Self {
+        match key {
+            PrecisionKey::Float32 => Self::Float32,
+            PrecisionKey::Bf16 => Self::Bf16,
         }
     }
 }

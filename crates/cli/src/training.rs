@@ -71,7 +71,8 @@ impl Training {
         });
         let validation = validation.transpose()?;
         let train = Box::new(train.examples);
-        Ok(Self { config, base, train, validation, task_file: None, workspace: Workspace::new() })
+        let workspace = base.workspace();
+        Ok(Self { config, base, train, validation, task_file: None, workspace })
     }
 
     /// The same for a task other than continuing texts: labels come before the model, whose head they make.
@@ -104,7 +105,8 @@ impl Training {
             anyhow::Ok(Box::new(validation) as Box<dyn HeldOut>)
         });
         let validation = validation.transpose()?;
-        Ok(Self { config, base, train: Box::new(train), validation, task_file, workspace: Workspace::new() })
+        let workspace = base.workspace();
+        Ok(Self { config, base, train: Box::new(train), validation, task_file, workspace })
     }
 
     /// Makes the adapter, as it is before its first update.
@@ -189,8 +191,8 @@ fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions {
         tokenizer: config.run.tokenizer_name_or_path.clone(),
         chat_template: config.run.chat_template.clone(),
         head,
+        precision: config.run.precision.into(),
         quantization: config.quantization.options(),
-        ..LoadOptions::default()
     }
 }
 

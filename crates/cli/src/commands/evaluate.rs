@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_models::Task;
-use tunesmith_tensor::{Adapter, Workspace};
+use tunesmith_tensor::{Adapter, Precision};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     BatchLimit, DataOptions, Evaluation, GenerationTask, HeldOut, TaskOptions, evaluate_loss, generation_cases,
@@ -27,20 +27,20 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     if args.batch_size == 0 || args.limit == Some(0) {
         return Err(Misuse("--batch-size and --limit must be at least 1".into()).into());
     }
-    let What { model, file, data, task, named, metrics } = what(args)?;
+    let What { model, precision, file, data, task, named, metrics } = what(args)?;
     if !matches!(task.task()?, Task::CausalLm) {
-        return evaluate_task(args, &model, &file, &data, &task, named);
+        return evaluate_task(args, (&model, precision), &file, &data, &task, named);
     }
     let mut records = read_records(&file, &data)?;
     if let Some(limit) = args.limit {
         records.records.truncate(limit);
     }
-    let (base, adapter) = Base::from_args(&model)?;
+    let (base, adapter) = Base::from_args(&model, precision)?;
     base.require(&[Task::CausalLm])?;
     let tokenizer = &base.pretrained.tokenizer;
     let dataset = tokenize(&records, &data, tokenizer, base.model().info().max_positions)?;
     warn_of_truncation(&file, &dataset);
-    let workspace = Workspace::new();
+    let workspace = base.workspace();
     let limit = BatchLimit::Sequences(args.batch_size);
     if let Some(ranks) = Ranks::of(args)? {
         let evaluate =
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
 /// Loss and metrics of a task other than continuing texts.
 fn evaluate_task(
     args: &EvaluateArgs,
-    model: &ModelArgs,
+    (model, precision): (&ModelArgs, Precision),
     file: &Path,
     data: &DataOptions,
     options: &TaskOptions,
@@ -95,7 +95,8 @@ fn evaluate_task(
     if let Some(limit) = args.limit {
         rows.truncate(limit);
     }
-    let (base, adapter) = Base::with_head(model, task_file::head(options, options.label_names.clone())?)?;
+    let head = task_file::head(options, options.label_names.clone())?;
+    let (base, adapter) = Base::with_head(model, head, precision)?;
     let metrics = of_texts(named.clone());
     let mut set = task_validation(&rows, data, options, named, &base)?;
     let tokenizer = &base.pretrained.tokenizer;
@@ -105,7 +106,7 @@ fn evaluate_task(
         let cases = generation_cases(&records, tokenizer)?;
         set.generation = Some(GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics });
     }
-    let (workspace, limit) = (Workspace::new(), BatchLimit::Sequences(args.batch_size));
+    let (workspace, limit) = (base.workspace(), BatchLimit::Sequences(args.batch_size));
     if let Some(ranks) = Ranks::of(args)? {
         let evaluate = |adapter: &Adapter| set.evaluate(base.model(), tokenizer, Some(adapter), &workspace, limit);
         return ranks.run(&base, adapter.as_ref(), evaluate);
@@ -124,6 +125,7 @@ fn evaluate_task(
 /// What to evaluate.
 struct What {
     model: ModelArgs,
+    precision: Precision,
     file: PathBuf,
     data: DataOptions,
     task: TaskOptions,
@@ -146,7 +148,8 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
         let written = Written::command_line(&args.overrides)?.over(own.map(|own| own.options()).unwrap_or_default());
         let (data, task) = written.build_data_options()?;
         let file = args.data.clone().context("clap asks for --data or --config")?;
-        return Ok(What { model, file, data, task, named: metrics.clone(), metrics: of_texts(metrics) });
+        let precision = args.arithmetic.precision();
+        return Ok(What { model, precision, file, data, task, named: metrics.clone(), metrics: of_texts(metrics) });
     };
     let config = Written::read(path, &args.overrides)?.build()?;
     let file = args.data.clone().or_else(|| config.data.validation_file.clone());
@@ -160,7 +163,11 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
     model.model.get_or_insert(config.run.model_name_or_path);
     model.tokenizer = model.tokenizer.or(config.run.tokenizer_name_or_path);
     model.chat_template = model.chat_template.or(config.run.chat_template);
-    Ok(What { model, file, data: config.data, task, named, metrics: of_texts(metrics) })
+    let precision = match args.arithmetic.precision {
+        Some(_) => args.arithmetic.precision(),
+        None => config.run.precision.into(),
+    };
+    Ok(What { model, precision, file, data: config.data, task, named, metrics: of_texts(metrics) })
 }
 
 /// Those of `metrics` that are computed of generated texts, each once: loss and perplexity are measured in any case.

@@ -20,7 +20,7 @@ use crate::terminal;
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let (sampling, beams) = (sampling(&args.sampling)?, beams(&args.sampling)?);
     let prompts = prompts(args)?;
-    let (base, adapter) = Base::from_args(&args.model)?;
+    let (base, adapter) = Base::from_args(&args.model, args.arithmetic.precision())?;
     base.require(&[Task::CausalLm, Task::Seq2SeqLm])?;
     let options = GenerationOptions {
         sampling,
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         seed: Seed(args.sampling.seed),
         ..GenerationOptions::greedy(args.sampling.max_new_tokens, &base.pretrained.generation)
     };
-    let workspace = Workspace::new();
+    let workspace = base.workspace();
     let texts = args.sampling.num_return_sequences;
     let generator = Generator { base: &base, adapter: &adapter, options, beams, texts, workspace };
     let system = args.system.as_deref();

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use tunesmith_methods::merged;
 use tunesmith_models::{NumberFormat, save_folder};
+use tunesmith_tensor::Precision;
 
 use crate::args::{DtypeArg, MergeArgs};
 use crate::base::Base;
@@ -12,7 +13,7 @@ use crate::failure::Misuse;
 use crate::terminal;
 
 pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
-    let (base, Some(adapter)) = Base::from_args(&args.model)? else {
+    let (base, Some(adapter)) = Base::from_args(&args.model, Precision::Float32)? else {
         return Err(Misuse("there is nothing to merge: give an adapter with --adapter".into()).into());
     };
     let weights = base.describe(|description| merged(&adapter.adapter, description))?;

@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_models::Task;
-use tunesmith_tensor::Workspace;
 use tunesmith_train::{BatchLimit, Prediction, TaskContext, TaskValidation, read_task_rows, task_dataset};
 
 use crate::args::PredictArgs;
@@ -31,13 +30,14 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
         .into());
     }
     let rows = read_task_rows(&args.data, &data)?;
-    let (base, adapter) = Base::with_head(&args.model, task_file::head(&options, options.label_names.clone())?)?;
+    let head = task_file::head(&options, options.label_names.clone())?;
+    let (base, adapter) = Base::with_head(&args.model, head, args.arithmetic.precision())?;
     let (model, tokenizer) = (base.model().info(), &base.pretrained.tokenizer);
     let context = TaskContext { data: &data, options: &options, model, tokenizer, labelled: false };
     let dataset = task_dataset(&rows, &context)?;
     let set = TaskValidation::new(dataset, options, Vec::new(), &model.head);
     let limit = BatchLimit::Sequences(args.batch_size);
-    let predictions = set.predict(base.model(), tuners(&adapter), &Workspace::new(), limit)?;
+    let predictions = set.predict(base.model(), tuners(&adapter), &base.workspace(), limit)?;
     let lines = predictions.iter().enumerate().map(|(number, prediction)| describe(&set, number, prediction));
     let mut text = String::new();
     for line in lines {

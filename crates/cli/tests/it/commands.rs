@@ -45,7 +45,9 @@ fn a_merged_model_says_what_base_and_adapter_say() {
     let scene = trained();
     let prompts = ["07 is ", "18 is ", "41 is "];
     let say = |args: &[&str]| -> Vec<String> {
-        let ended = scene.run(&[&["generate", "--json", "--max-new-tokens", "12"], args, &prompts].concat());
+        let ended = scene.run(
+            &[&["generate", "--json", "--precision", "float32", "--max-new-tokens", "12"], args, &prompts].concat(),
+        );
         let text = |line: &str| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
         ended.succeeds().lines().map(text).collect()
     };
