@@ -1,5 +1,5 @@
 //! Speed and memory of QLoRA on a model of Llama-7B's shape: random 4-bit codes and scales (NF4, double quantisation),
-//! bf16 embeddings, LoRA on all linears, AdamW. The model never exists in floats.
+//! bf16 embeddings, LoRA on all linears, AdamW, gradient checkpointing. The model never exists in floats.
 //!
 //! `cargo bench -p tunesmith-train --bench qlora_7b -- [LAYERS [SEQUENCE [RANK [STEPS [PRECISION]]]]]` (32, 512, 16, 3,
 //! the processor's). Fewer layers scale: all are alike. Prints the slowest operations and one line of JSON.
@@ -45,7 +45,8 @@ fn main() {
 
     let peft = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": "all-linear"});
     let benchmark = StepBenchmark { batch: 1, sequence, steps, peft };
-    let measured = benchmark.run(&model, &Workspace::with_precision(precision)).expect("the adapter fits");
+    let measured =
+        benchmark.run(&model, &Workspace::with_precision(precision).checkpointing(true)).expect("the adapter fits");
     for operation in measured.operations.iter().take(12) {
         let (name, direction) = (operation.name, format!("{:?}", operation.direction));
         println!("{name:24} {direction:9} {:9.1} ms {:7.1} calls", operation.seconds * 1e3, operation.calls);
