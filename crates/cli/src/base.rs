@@ -102,10 +102,14 @@ impl Base {
     pub(crate) fn describe<T>(&self, work: impl FnOnce(&ModelDescription<'_>) -> T) -> T {
         let model = self.model();
         let base = |site: SiteId| -> Option<SiteBase<'_>> { model.base(site) };
+        let tokenize = |text: &str| self.pretrained.tokenizer.encode(text, false).unwrap_or_default();
         work(&ModelDescription {
             model_type: &model.info().model_type,
             name_or_path: Some(&self.name),
             task_type: task_type(model.info().head.task),
+            heads: model.info().heads,
+            key_value_heads: model.info().kv_heads,
+            tokenize: Some(&tokenize),
             sites: model.sites(),
             base: &base,
         })

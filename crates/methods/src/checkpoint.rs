@@ -9,7 +9,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use tunesmith_tensor::{Matrix, Seed, Stored};
 
-use crate::files::{WEIGHTS_FILE, float32, io_error, parts, save_adapter, write_tensors};
+use crate::files::{float32, io_error, parts, save_adapter, weights_file, write_tensors};
 use crate::method::Routine;
 use crate::{BuiltAdapter, MethodConfig, MethodError, ModelDescription, build};
 
@@ -48,7 +48,7 @@ pub fn load_checkpoint(
     let mut built = build(config, model, seed)?;
     let mut values: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     for part in parts(folder)? {
-        read(&part.join(WEIGHTS_FILE), &mut values)?;
+        read(&weights_file(&part), &mut values)?;
     }
     let training = folder.join(TRAINING_FILE);
     if training.exists() {

@@ -17,6 +17,12 @@ pub struct ModelDescription<'a> {
     pub name_or_path: Option<&'a str>,
     /// What the model is for. Written as `task_type` where the configuration names none.
     pub task_type: TaskType,
+    /// Query heads of a block.
+    pub heads: usize,
+    /// Heads of keys and values of a block.
+    pub key_value_heads: usize,
+    /// The tokens of a text, without special ones; `None` where there is no tokenizer.
+    pub tokenize: Option<&'a dyn Fn(&str) -> Vec<u32>>,
     /// All sites; the id of a site is its place in the list.
     pub sites: &'a [Site],
     /// The frozen weight and bias of a weight site.

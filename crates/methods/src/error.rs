@@ -219,6 +219,24 @@ pub enum MethodError {
         problems: Vec<String>,
     },
 
+    /// A model without a kind of place that the method needs.
+    #[error("this {model_type} model has no {what}, which the method needs")]
+    NoSite {
+        /// `model_type` of the model's configuration.
+        model_type: String,
+        /// What is missing.
+        what: &'static str,
+    },
+
+    /// A text that virtual tokens were to begin from, without tokens.
+    #[error(
+        "there are no tokens in '{text}' for virtual tokens to begin from: give a text, and a model with a tokenizer"
+    )]
+    NoTokens {
+        /// The text.
+        text: String,
+    },
+
     /// An adapter that changes more than weights.
     #[error(
         "this adapter cannot be merged: it changes hidden states, keys and values or the input, not only weights. \

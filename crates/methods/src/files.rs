@@ -10,11 +10,12 @@ use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tunesmith_tensor::{Matrix, Seed, Stored};
 
+use crate::adapter_hub;
 use crate::build::{base_tensor, build_at, join};
-use crate::common::Purpose;
+use crate::common::{Purpose, sorted};
 use crate::error::{Misshapen, TensorProblems};
 use crate::method::{Place, Routine};
 use crate::{BuiltAdapter, MethodConfig, MethodError, ModelDescription};
@@ -36,8 +37,12 @@ pub fn save_adapter(folder: &Path, built: &BuiltAdapter) -> Result<(), MethodErr
     for (part, (config, name)) in built.config.each().zip(&folders).enumerate() {
         let routine = built.routines[part].as_deref();
         let keys = routine.map(Routine::file_keys).unwrap_or_default();
-        let text = format!("{:#}", config.to_value(&keys));
-        save_part(&folder.join(name), &text, &built.adapter.stored(part))?;
+        let config = config.method().written_as().unwrap_or(config);
+        let (text, weights) = match config.method().foreign_file() {
+            Some(values) => (format!("{:#}", sorted(Value::Object(values))), adapter_hub::WEIGHTS_FILE),
+            None => (format!("{:#}", config.to_value(&keys)), WEIGHTS_FILE),
+        };
+        save_part(&folder.join(name), &text, weights, &built.adapter.stored(part))?;
     }
     if folders.len() > 1 {
         let text = format!("{:#}", json!({ "adapters": folders }));
@@ -57,9 +62,9 @@ fn part_folders(config: &MethodConfig) -> Vec<String> {
     if names.len() == 1 { vec![String::new()] } else { names }
 }
 
-fn save_part(folder: &Path, config: &str, tensors: &[Stored]) -> Result<(), MethodError> {
+fn save_part(folder: &Path, config: &str, weights: &str, tensors: &[Stored]) -> Result<(), MethodError> {
     fs::create_dir_all(folder).map_err(io_error("write", folder))?;
-    write_tensors(&folder.join(WEIGHTS_FILE), tensors)?;
+    write_tensors(&folder.join(weights), tensors)?;
     replace(&folder.join(CONFIG_FILE), config.as_bytes())
 }
 
@@ -81,6 +86,12 @@ pub fn load_adapter(folder: &Path, model: &ModelDescription<'_>) -> Result<Built
     join(folders.iter().map(|folder| load_part(folder, model)), model)
 }
 
+/// The file of a part's tensors, PEFT's or AdapterHub's.
+pub(crate) fn weights_file(folder: &Path) -> PathBuf {
+    let foreign = folder.join(adapter_hub::WEIGHTS_FILE);
+    if foreign.exists() { foreign } else { folder.join(WEIGHTS_FILE) }
+}
+
 /// The folders that an adapter's files lie in.
 pub(crate) fn parts(folder: &Path) -> Result<Vec<PathBuf>, MethodError> {
     let file = folder.join(PARTS_FILE);
@@ -98,9 +109,14 @@ pub(crate) fn parts(folder: &Path) -> Result<Vec<PathBuf>, MethodError> {
 
 fn load_part(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
     let (config, mut warnings) = load_part_config(folder)?;
-    let file = folder.join(WEIGHTS_FILE);
+    let foreign = config.method().foreign_file().is_some();
+    let (weights, pickle) = match foreign {
+        true => (adapter_hub::WEIGHTS_FILE, adapter_hub::PICKLE_FILE),
+        false => (WEIGHTS_FILE, PICKLE_FILE),
+    };
+    let file = folder.join(weights);
     if !file.exists() {
-        let pickle = folder.join(PICKLE_FILE);
+        let pickle = folder.join(pickle);
         let is_pickled = pickle.exists();
         return Err(if is_pickled {
             MethodError::PickledWeights { file: pickle }
@@ -160,6 +176,7 @@ fn load_part_config(folder: &Path) -> Result<(MethodConfig, Vec<String>), Method
         }
     })?;
     let value = serde_json::from_slice(&text).map_err(|source| MethodError::Json { path: file.clone(), source })?;
+    let value = if adapter_hub::is_file(&value) { adapter_hub::from_file(&value) } else { value };
     MethodConfig::from_adapter_config(&value, &file.display().to_string())
 }
 

@@ -32,7 +32,12 @@ impl FullTuner {
 
     /// The same with tensors under `module` (with a dot at its end) within the site's module.
     pub(crate) fn within(site: &Site, base: Base<'_>, module: &str) -> Self {
-        let name = |suffix: &str| parameter_name(&site.path, &format!("{module}{suffix}"));
+        Self::named(parameter_name(&site.path, module).trim_end_matches('.'), site, base)
+    }
+
+    /// The same with `prefix` before the names of the tensors.
+    pub(crate) fn named(prefix: &str, site: &Site, base: Base<'_>) -> Self {
+        let name = |suffix| format!("{prefix}.{suffix}");
         let weight = base.weight.to_matrix();
         let weight = match site.kind {
             SiteKind::Norm => Parameter::vector(name("weight"), weight),

@@ -13,8 +13,10 @@ use tunesmith_tensor::{Adapter, Gradients, Seed, Stored, Workspace};
 use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
 use crate::error::ConfigProblem;
 use crate::{
-    AdaLoraConfig, BitFitConfig, DyLoraConfig, FullConfig, Ia3Config, IntrinsicConfig, LnTuningConfig, LoraConfig,
-    MethodError, ModelDescription, SaidConfig, TrainableTokensConfig, VeraConfig,
+    AdaLoraConfig, BitFitConfig, DyLoraConfig, FullConfig, HoulsbyConfig, Ia3Config, IntrinsicConfig, LnTuningConfig,
+    LongLoraConfig, LoraConfig, MethodConfig, MethodError, ModelDescription, PTuningConfig, ParallelConfig,
+    PfeifferConfig, PreEmbedConfig, PreLayerConfig, PrefixTuningConfig, PromptTuningConfig, SaidConfig,
+    TrainableTokensConfig, VeraConfig,
 };
 
 /// The list of methods: a new one is a row here and a file with what implements [`Method`].
@@ -30,6 +32,15 @@ pub(crate) const METHODS: &[Row] = &[
     Row::of::<FullConfig>(),
     Row::of::<IntrinsicConfig>(),
     Row::of::<SaidConfig>(),
+    Row::of::<PromptTuningConfig>(),
+    Row::of::<PTuningConfig>(),
+    Row::of::<PrefixTuningConfig>(),
+    Row::of::<HoulsbyConfig>(),
+    Row::of::<PfeifferConfig>(),
+    Row::of::<ParallelConfig>(),
+    Row::of::<PreEmbedConfig>(),
+    Row::of::<PreLayerConfig>(),
+    Row::of::<LongLoraConfig>(),
 ];
 
 /// A method, as its configuration: with PEFT's keys where PEFT has the method.
@@ -41,6 +52,11 @@ pub(crate) trait Method:
 
     /// PEFT's keys that are read and written back but have no effect.
     fn uninterpreted() -> &'static [Uninterpreted] {
+        &[]
+    }
+
+    /// Keys that PEFT has not; files leave them out where they are not set.
+    fn own_keys() -> &'static [&'static str] {
         &[]
     }
 
@@ -58,6 +74,16 @@ pub(crate) trait Method:
     /// # Errors
     /// Whatever the model at hand cannot do, with what it can.
     fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError>;
+
+    /// The method that files name in place of this one, where using the adapter is the same.
+    fn written_as(&self) -> Option<MethodConfig> {
+        None
+    }
+
+    /// The text of `adapter_config.json` where the files are not PEFT's but AdapterHub's.
+    fn foreign_file(&self) -> Option<Map<String, Value>> {
+        None
+    }
 
     /// Whether the file's tensor `name` has the shape `found` only because of another rank than `expected`.
     fn differs_in_rank_only(&self, _name: &str, _found: &[usize], _expected: &[usize]) -> bool {
@@ -140,6 +166,8 @@ pub(crate) trait AnyMethod: Debug + Send + Sync {
     fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem>;
     fn to_map(&self) -> Map<String, Value>;
     fn build(&self, place: &Place<'_, '_>) -> Result<crate::BuiltAdapter, MethodError>;
+    fn written_as(&self) -> Option<MethodConfig>;
+    fn foreign_file(&self) -> Option<Map<String, Value>>;
     fn differs_in_rank_only(&self, name: &str, found: &[usize], expected: &[usize]) -> bool;
     fn may_be_forgotten(&self, name: &str) -> bool;
 }
@@ -168,13 +196,23 @@ impl<M: Method> AnyMethod for M {
     }
 
     fn to_map(&self) -> Map<String, Value> {
-        as_map(self)
+        let mut values = as_map(self);
+        values.retain(|key, value| !value.is_null() || !M::own_keys().contains(&key.as_str()));
+        values
     }
 
     fn build(&self, place: &Place<'_, '_>) -> Result<crate::BuiltAdapter, MethodError> {
         let Built { config, adapter, warnings, routine } = Method::build(self, place)?;
         let config = crate::MethodConfig::new(config);
         Ok(crate::BuiltAdapter { config, adapter, warnings, routines: vec![routine] })
+    }
+
+    fn written_as(&self) -> Option<MethodConfig> {
+        Method::written_as(self)
+    }
+
+    fn foreign_file(&self) -> Option<Map<String, Value>> {
+        Method::foreign_file(self)
     }
 
     fn differs_in_rank_only(&self, name: &str, found: &[usize], expected: &[usize]) -> bool {

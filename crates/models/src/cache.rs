@@ -58,6 +58,14 @@ impl Cache {
         (0..self.len()).map(|sequence| self.length(sequence)).collect()
     }
 
+    /// The keys and the values of a sequence in one block, each `[tokens, kv_heads · head_dim]`.
+    pub fn keys_and_values(&self, sequence: usize, block: usize) -> (Matrix, Matrix) {
+        let cache = &self.sequences[sequence];
+        let Rows { keys, values } = &cache.blocks[block];
+        let matrix = |rows: &Vec<f32>| Matrix::from_vec(rows.len() / cache.cols, cache.cols, rows.clone());
+        (matrix(keys), matrix(values))
+    }
+
     /// Adds the sequences of another cache after this one's.
     pub fn append(&mut self, other: Self) {
         self.sequences.extend(other.sequences);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::ops::attention::ShiftedGroups;
 use crate::parameter::Parameter;
 use crate::site::SiteId;
 use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
@@ -16,6 +17,7 @@ pub struct Adapter {
     /// Which part a site's tuner came with; 0 for sites that are not here.
     parts: BTreeMap<SiteId, usize>,
     joined: usize,
+    shifted_groups: Option<ShiftedGroups>,
 }
 
 impl Adapter {
@@ -42,6 +44,17 @@ impl Adapter {
     /// Puts a tuner at the input; a tuner that was there is replaced.
     pub fn insert_input(&mut self, site: SiteId, tuner: Box<dyn InputTuner>) {
         self.input.insert(site, tuner);
+    }
+
+    /// Lets training use shifted sparse attention.
+    #[must_use]
+    pub fn with_shifted_groups(self, groups: ShiftedGroups) -> Self {
+        Self { shifted_groups: Some(groups), ..self }
+    }
+
+    /// How training groups tokens for attention, if not whole sequences.
+    pub fn shifted_groups(&self) -> Option<ShiftedGroups> {
+        self.shifted_groups
     }
 
     /// The tuner at a weight site.
@@ -95,6 +108,7 @@ impl Adapter {
             return Err(clashes);
         }
         self.joined += 1;
+        self.shifted_groups = self.shifted_groups.or(other.shifted_groups);
         self.parts.extend(other.sites().map(|site| (site, self.joined)));
         self.weights.extend(other.weights);
         self.hidden.extend(other.hidden);

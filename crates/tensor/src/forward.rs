@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::checkpoint::Begin;
-use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
+use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix, ShiftedGroups};
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::projection::Projection;
 use crate::tuner::{Affine, Base, SubLayer, Tuned, WeightTuner};
@@ -305,6 +305,14 @@ impl<'a> Forward<'a> {
     ) -> Var {
         let prefix = self.prefix(site, keys.cols());
         let segments = &self.segments;
+        if let (Some(groups), None, None) = (self.shifted_groups(options), &prefix, bias) {
+            return self.tape.shifted_attention(options, &groups, query, keys, values, segments);
+        }
+        if let Some(prefix) = prefix.as_ref().filter(|_| options.window.is_some()) {
+            let (keys, values, key_segments) = self.behind_prefix(prefix, keys, values);
+            let segments = &self.segments;
+            return self.tape.attention(options, query, segments, &keys, &values, &key_segments, None, bias);
+        }
         self.tape.attention(options, query, segments, keys, values, segments, prefix.as_ref(), bias)
     }
 
@@ -363,7 +371,47 @@ impl<'a> Forward<'a> {
         rows: &[KeyValueRows<'_>],
     ) -> Var {
         let prefix = self.prefix(site, options.kv_heads * options.head_dim);
+        if let Some(prefix) = prefix.as_ref().filter(|_| options.window.is_some()) {
+            let joined: Vec<[Vec<f32>; 2]> = rows
+                .iter()
+                .zip(&prefix.ranges)
+                .map(|(rows, range)| {
+                    let join = |prefix: &Var, own: &[f32]| {
+                        let cols = prefix.cols();
+                        [&prefix.value().data()[range.start * cols..range.end * cols], own].concat()
+                    };
+                    [join(&prefix.keys, rows.keys), join(&prefix.values, rows.values)]
+                })
+                .collect();
+            let rows: Vec<KeyValueRows<'_>> =
+                joined.iter().map(|[keys, values]| KeyValueRows { keys, values }).collect();
+            return self.tape.attention_over(options, query, &self.segments, &rows, None, bias);
+        }
         self.tape.attention_over(options, query, &self.segments, rows, prefix.as_ref(), bias)
+    }
+
+    /// How the batch's adapter groups tokens, where this is training and attention is causal over whole sequences.
+    fn shifted_groups(&self, options: &Attention) -> Option<ShiftedGroups> {
+        let [group] = self.groups.as_slice() else { return None };
+        let groups = group.adapter.and_then(Adapter::shifted_groups);
+        groups.filter(|_| self.tape.is_training() && options.causal && options.window.is_none())
+    }
+
+    /// Keys and values with those of a prefix before each sequence, and where they lie. Within a sliding window the rows
+    /// of a prefix count as positions, as in transformers.
+    fn behind_prefix(&mut self, prefix: &Prefix, keys: &Var, values: &Var) -> (Var, Var, Segments) {
+        let ranges: Vec<_> = self.segments.ranges().zip(prefix.ranges.iter().cloned()).collect();
+        let mut join = |prefix: &Var, own: &Var| {
+            let parts: Vec<Var> = ranges
+                .iter()
+                .flat_map(|(rows, range)| [(prefix, range), (own, rows)])
+                .filter(|(_, rows)| !rows.is_empty())
+                .map(|(side, rows)| self.tape.slice_rows(side, rows.clone()))
+                .collect();
+            self.tape.concat_rows(&parts)
+        };
+        let (keys, values) = (join(&prefix.keys, keys), join(&prefix.values, values));
+        (keys, values, Segments::from_lengths(ranges.iter().map(|(rows, range)| rows.len() + range.len())))
     }
 
     /// The keys and values that adapters put before each sequence at an attention site.

@@ -29,7 +29,7 @@ pub use kernels::{Kernels, Precision};
 pub use machine::{MachinePeaks, tile_unit_peak};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
-pub use ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix};
+pub use ops::attention::{Attention, DistanceBias, GroupSize, KeyValueRows, Prefix, ShiftedEnds, ShiftedGroups};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::fastfood::Fastfood;
 pub use ops::rotary::Rotary;

@@ -1,6 +1,6 @@
 //! Batches of any task, and the mean loss of several of them.
 
-use tunesmith_models::{DecoderInputs, Inputs, Model};
+use tunesmith_models::{DecoderInputs, Inputs, Model, Task};
 use tunesmith_tensor::{Adapter, Forward, Gradients, IGNORED_TARGET, Seed, Segments, Tape, Workspace};
 
 use crate::Example;
@@ -116,9 +116,22 @@ impl Batch {
     /// The summed loss of the batch on `tape`.
     pub fn loss(&self, tape: &mut Tape, model: &dyn Model, adapter: Option<&Adapter>) -> Loss {
         let mut forward = Forward::new(tape, self.segments.clone(), adapter);
+        let is_text = model.info().head.task == Task::CausalLm;
+        if let (Targets::Classes(targets), true) = (&self.targets, is_text) {
+            forward = forward.with_prompts(prompts(&self.segments, targets));
+        }
         let hidden = model.hidden_states(&mut forward, &self.inputs(), None);
         loss(model, &mut forward, &hidden, &self.targets)
     }
+}
+
+/// The length of each sequence's prompt: the tokens up to the first that predicts a label.
+fn prompts(segments: &Segments, targets: &[u32]) -> Vec<usize> {
+    let length = |range: std::ops::Range<usize>| {
+        let first = targets[range.clone()].iter().position(|target| *target != IGNORED_TARGET);
+        first.map_or(range.len(), |first| first + 1)
+    };
+    segments.ranges().map(length).collect()
 }
 
 /// The mean loss of all labelled values of `batches`; adds its gradients to `gradients`. However the examples are cut

@@ -76,6 +76,9 @@ impl StepBenchmark {
             model_type: &model.info().model_type,
             name_or_path: None,
             task_type: TaskType::CausalLm,
+            heads: model.info().heads,
+            key_value_heads: model.info().kv_heads,
+            tokenize: None,
             sites: model.sites(),
             base: &|site| model.base(site),
         };

@@ -115,6 +115,9 @@ impl Model {
             model_type: &self.model_type,
             name_or_path: Some("tiny/model"),
             task_type: TaskType::CausalLm,
+            heads: 4,
+            key_value_heads: 2,
+            tokenize: None,
             sites: &self.sites,
             base: &base,
         })

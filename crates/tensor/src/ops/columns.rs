@@ -31,6 +31,50 @@ impl Tape {
         let shape = x.value().shape();
         self.output(y, &[x.node()], || SliceColumns { x: x.node(), shape, columns })
     }
+
+    /// The columns of all `parts`, side by side.
+    ///
+    /// # Panics
+    /// If the parts' rows differ.
+    pub fn concat_columns(&mut self, parts: &[Var]) -> Var {
+        if let [only] = parts {
+            return only.clone();
+        }
+        let (rows, width) = (parts.first().map_or(0, Var::rows), parts.iter().map(Var::cols).sum());
+        let mut y = Matrix::uninitialised(self.workspace(), rows, width);
+        let mut start = 0;
+        for part in parts {
+            assert_eq!(part.rows(), rows, "parts that are joined side by side have equally many rows");
+            for row in 0..rows {
+                y.row_mut(row)[start..start + part.cols()].copy_from_slice(part.value().row(row));
+            }
+            start += part.cols();
+        }
+        let nodes: Vec<_> = parts.iter().map(Var::node).collect();
+        let widths = parts.iter().map(Var::cols).collect();
+        self.output(y, &nodes, || ConcatColumns { nodes: nodes.clone(), widths })
+    }
+}
+
+struct ConcatColumns {
+    nodes: Vec<Option<NodeId>>,
+    widths: Vec<usize>,
+}
+
+impl Backward for ConcatColumns {
+    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+        let mut start = 0;
+        for (node, width) in self.nodes.into_iter().zip(self.widths) {
+            if node.is_some() {
+                let mut part = Matrix::uninitialised(flow.workspace(), gradient.rows(), width);
+                for row in 0..gradient.rows() {
+                    part.row_mut(row).copy_from_slice(&gradient.row(row)[start..start + width]);
+                }
+                flow.add(node, part);
+            }
+            start += width;
+        }
+    }
 }
 
 struct SliceColumns {
@@ -73,6 +117,8 @@ mod tests {
         assert_eq!(tape.slice_columns(&x, 1..3).value().data(), [2.0, 3.0, 5.0, 6.0]);
         assert_eq!(tape.slice_columns(&x, 0..3).value().data(), x.value().data());
         assert_eq!(tape.slice_columns(&x, 1..1).value().shape(), (2, 0));
+        let last = tape.slice_columns(&x, 2..3);
+        assert_eq!(tape.concat_columns(&[last, x]).value().data(), [3.0, 1.0, 2.0, 3.0, 6.0, 4.0, 5.0, 6.0]);
     }
 
     #[test]
@@ -80,6 +126,9 @@ mod tests {
         check(&[random(5, 7, 0)], |tape, inputs| {
             let (left, right) = (tape.slice_columns(&inputs[0], 0..3), tape.slice_columns(&inputs[0], 2..5));
             tape.add(&left, right)
+        });
+        check(&[random(2, 3, 0), random(2, 4, 1)], |tape, inputs| {
+            tape.concat_columns(&[inputs[0].clone(), inputs[1].clone(), inputs[0].clone()])
         });
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod gated;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
+pub(crate) mod lstm;
 pub(crate) mod pooling;
 pub(crate) mod product;
 pub(crate) mod reshape;

@@ -145,6 +145,9 @@ fn describe<R>(model: &dyn Model, work: impl FnOnce(&ModelDescription<'_>) -> R)
         model_type: &model.info().model_type,
         name_or_path: None,
         task_type: TaskType::Seq2SeqLm,
+        heads: model.info().heads,
+        key_value_heads: model.info().kv_heads,
+        tokenize: None,
         sites: model.sites(),
         base: &|site| model.base(site),
     })

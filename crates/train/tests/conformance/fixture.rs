@@ -71,6 +71,8 @@ pub(crate) struct Examples {
     pub(crate) labels: Tensor,
     /// For each real token its row in the padded `[batch · length]` layout.
     pub(crate) rows: Vec<usize>,
+    /// Length of the padded sequences.
+    pub(crate) length: usize,
 }
 
 impl Examples {
@@ -78,7 +80,8 @@ impl Examples {
     pub(crate) fn of(io: &BTreeMap<String, Tensor>) -> Self {
         let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
         let width = ids.shape[1];
-        let mut examples = Self { sequences: Vec::new(), labels: io["labels"].clone(), rows: Vec::new() };
+        let mut examples =
+            Self { sequences: Vec::new(), labels: io["labels"].clone(), rows: Vec::new(), length: width };
         for sequence in 0..ids.shape[0] {
             let rows: Vec<usize> =
                 (sequence * width..(sequence + 1) * width).filter(|row| mask.values[*row] != 0.0).collect();

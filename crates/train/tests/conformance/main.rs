@@ -12,7 +12,10 @@ mod qlora;
 mod real;
 mod real_minilm;
 mod skips;
+mod start;
 mod task;
+mod torch_random;
+mod virtual_tokens;
 
 use std::path::PathBuf;
 

@@ -63,7 +63,10 @@ pub(crate) fn real_rows(model: &dyn Model, logits: &Tensor, examples: &Examples)
         return logits.values.clone();
     }
     let width = logits.shape[2];
-    examples.rows.iter().flat_map(|row| logits.values[row * width..(row + 1) * width].to_vec()).collect()
+    // Virtual tokens have outputs too, before those of the text.
+    let (length, given) = (logits.shape[1], examples.length);
+    let rows = examples.rows.iter().map(|row| row / given * length + length - given + row % given);
+    rows.flat_map(|row| logits.values[row * width..(row + 1) * width].to_vec()).collect()
 }
 
 /// Greedy continuation with the cache, one token at a time after the prompt; never one of `banned`.

@@ -13,6 +13,7 @@ mod bias;
 mod definition;
 mod forward;
 mod scores;
+mod shifted;
 mod tiled;
 
 use std::ops::Range;
@@ -23,6 +24,7 @@ use bias::{Bias, KeptBias};
 use forward::attend;
 
 pub use bias::DistanceBias;
+pub use shifted::{GroupSize, ShiftedEnds, ShiftedGroups};
 
 use crate::{Matrix, Segments, Tape, Var};
 
