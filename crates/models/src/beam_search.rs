@@ -13,6 +13,9 @@ use crate::model::Model;
 use crate::next_token::{Sequence, begin, longest, next_logits};
 use crate::tokenizer::TextTokenizer;
 
+/// Whether the tokens of a text hold what ends it.
+type Stopped<'a> = &'a dyn Fn(&[u32]) -> bool;
+
 /// Prompt tokens that go through the model in one pass, so that memory stays bounded for any number of prompts.
 const PREFILL_TOKENS: usize = 2048;
 
@@ -98,7 +101,7 @@ pub fn beam_search(
         let text = text(ids);
         options.stop.iter().any(|stop| !stop.is_empty() && text.contains(stop))
     };
-    let stopped: Option<&dyn Fn(&[u32]) -> bool> = if options.stop.is_empty() { None } else { Some(&has_stop) };
+    let stopped: Option<Stopped<'_>> = if options.stop.is_empty() { None } else { Some(&has_stop) };
     let generated = |hypothesis: Hypothesis| {
         let mut text = text(&hypothesis.ids);
         if let Some(end) = options.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop)).min()
@@ -123,7 +126,7 @@ pub fn search(
     adapters: &[Option<&Adapter>],
     options: &GenerationOptions,
     beams: &BeamSearch,
-    stopped: Option<&dyn Fn(&[u32]) -> bool>,
+    stopped: Option<Stopped<'_>>,
 ) -> Vec<Vec<Hypothesis>> {
     assert_eq!(prompts.len(), adapters.len(), "each prompt names its adapter");
     assert!(beams.problems().is_empty(), "beam search needs settings that make sense: {:?}", beams.problems());
@@ -194,7 +197,7 @@ fn step(
     searches: &mut [Search<'_>],
     cache: &mut Cache,
     options: &GenerationOptions,
-    stopped: Option<&dyn Fn(&[u32]) -> bool>,
+    stopped: Option<Stopped<'_>>,
 ) {
     let sequences: Vec<Sequence<'_>> = searches
         .iter()
@@ -257,7 +260,7 @@ impl<'a> Search<'a> {
         &mut self,
         log_probabilities: &[Vec<f32>],
         options: &GenerationOptions,
-        stopped: Option<&dyn Fn(&[u32]) -> bool>,
+        stopped: Option<Stopped<'_>>,
     ) -> Vec<usize> {
         if self.beams.is_empty() {
             return Vec::new();

@@ -32,7 +32,7 @@ struct Text {
 
 impl Case {
     fn number<T: serde::de::DeserializeOwned>(&self, key: &str) -> Option<T> {
-        self.settings.get(key).map(|value| serde_json::from_value(value.clone()).unwrap())
+        self.settings.get(key).map(|value| serde_json::from_value(value.clone()).expect("settings are numbers"))
     }
 
     fn beams(&self) -> BeamSearch {
@@ -45,7 +45,7 @@ impl Case {
             }
         };
         BeamSearch {
-            num_beams: self.number("num_beams").unwrap(),
+            num_beams: self.number("num_beams").expect("every case says its beams"),
             length_penalty: self.number("length_penalty").unwrap_or(1.0),
             early_stopping,
             num_return_sequences: self.number("num_return_sequences").unwrap_or(1),
@@ -70,7 +70,7 @@ impl Case {
         let adapters = vec![None; prompts.len()];
         if self.beams().num_beams == 1 {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/data/tiny-tokenizer");
-            let tokenizer = TextTokenizer::open(&folder).unwrap();
+            let tokenizer = TextTokenizer::open(&folder).expect("the tokenizer is committed");
             let options = self.options();
             let found = generate(model, &tokenizer, &Workspace::new(), prompts, &adapters, &options, |_, _| {});
             let alone = |one: Generated| vec![Hypothesis { ids: one.ids, score: f32::NAN, finish: one.finish }];

@@ -210,11 +210,11 @@ mod tests {
         let x = forward.tape().parameter(&parameters[0]);
         let mut x = forward.tape().dropout(&x, 0.2);
         let mut first = None;
-        for number in 1..4 {
+        for (number, weight) in parameters.iter().enumerate().skip(1) {
             let inputs: Vec<&Var> = std::iter::once(&x).chain(&first).collect();
             let output = forward.block(&inputs, |forward, inputs| {
                 let tape = forward.tape();
-                let weight = tape.parameter(&parameters[number]);
+                let weight = tape.parameter(weight);
                 let y = tape.matmul_nt(&inputs[0], &weight);
                 let y = tape.dropout(&y, 0.3);
                 let y = inputs[1..].iter().fold(y, |y, other| tape.add(other, y));

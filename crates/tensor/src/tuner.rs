@@ -133,6 +133,9 @@ pub trait WeightTuner: Trainable {
     }
 }
 
+/// The norm after a sub-layer, of `[tokens, hidden]`.
+pub type SubLayerNorm<'a> = &'a dyn Fn(&mut Tape, &Var) -> Var;
+
 /// A sub-layer of a block (attention or feed-forward) as a hidden site sees it. Rows are those of one adapter.
 pub struct SubLayer<'a> {
     /// The residual stream before the sub-layer, `[tokens, hidden]`.
@@ -140,7 +143,7 @@ pub struct SubLayer<'a> {
     /// What the sub-layer computed, `[tokens, hidden]`, before it is added to the stream.
     pub output: Var,
     /// The norm that follows the addition in post-norm blocks; `None` in pre-norm blocks.
-    pub norm: Option<&'a dyn Fn(&mut Tape, &Var) -> Var>,
+    pub norm: Option<SubLayerNorm<'a>>,
     /// Rows of virtual tokens, sequence by sequence.
     pub virtual_rows: &'a [usize],
 }

@@ -281,7 +281,7 @@ mod tests {
         let file = folder.path().join("model.safetensors");
         let bytes = fs::read(&file).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let mask = vec![1.0f32; 4].iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let mask = [1.0f32; 4].iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let bare = tensors.iter().map(|(name, view)| (name.strip_prefix("transformer.").unwrap().to_owned(), view));
         let mask = TensorView::new(safetensors::Dtype::F32, vec![1, 1, 2, 2], &mask).unwrap();
         serialize_to_file(bare.chain([("h.0.attn.bias".to_owned(), mask)]), None, &file).unwrap();

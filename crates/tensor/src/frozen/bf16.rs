@@ -112,6 +112,7 @@ impl Storage for Bf16 {
 /// `Wᵀ` `[in, out]`, as it is stored.
 struct Forward<'a>(&'a Bf16);
 
+#[expect(clippy::misnamed_getters, reason = "the columns of the turned weight are its rows")]
 impl Columns for Forward<'_> {
     fn is_packed(&self) -> bool {
         true

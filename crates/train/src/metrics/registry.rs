@@ -34,19 +34,26 @@ pub struct MetricValue {
     pub higher_is_better: bool,
 }
 
+/// Scores predicted classes against labels.
+pub type ClassScorer = fn(&[usize], &[usize]) -> Result<Vec<f64>, TrainError>;
+/// Scores the predicted tags of sentences against the labels.
+pub type TagScorer = fn(&[Vec<String>], &[Vec<String>]) -> Vec<f64>;
+/// Scores texts against the references of each.
+pub type TextScorer = fn(&[String], &[Vec<String>]) -> Result<Vec<f64>, TrainError>;
+
 /// What a metric needs, with the function that makes its values of it, one for each of [`Metric::values`].
 #[derive(Clone, Copy, Debug)]
 pub enum Scorer {
     /// The mean loss of a labelled token, in nats.
     Loss(fn(f64) -> f64),
     /// Predicted classes, and labels.
-    Classes(fn(&[usize], &[usize]) -> Result<Vec<f64>, TrainError>),
+    Classes(ClassScorer),
     /// Predicted numbers, and labels.
     Scores(fn(&[f64], &[f64]) -> Vec<f64>),
     /// Tags of the tokens of each sentence, predicted and labelled.
-    Tags(fn(&[Vec<String>], &[Vec<String>]) -> Vec<f64>),
+    Tags(TagScorer),
     /// Generated texts, each with its references.
-    Texts(fn(&[String], &[Vec<String>]) -> Result<Vec<f64>, TrainError>),
+    Texts(TextScorer),
 }
 
 const fn higher(key: &'static str) -> MetricValue {

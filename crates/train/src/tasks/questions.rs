@@ -135,7 +135,7 @@ fn span(answer: Option<Place>, characters: &[Option<Place>]) -> [Option<usize>; 
     let Some((start, end)) = answer else { return nowhere };
     let mut tokens = characters.iter().enumerate().filter_map(|(token, place)| Some((token, (*place)?)));
     let Some(first) = tokens.next() else { return nowhere };
-    let last = tokens.last().unwrap_or(first);
+    let last = tokens.next_back().unwrap_or(first);
     let (begin_of_window, end_of_window) = (first.1.0, last.1.1);
     if start < begin_of_window || end > end_of_window {
         return nowhere;
