@@ -7,6 +7,9 @@ use tunesmith_tensor::{Base, Site, SiteId};
 use crate::MethodError;
 use crate::common::TaskType;
 
+/// Turns a text into tokens, without special ones.
+pub type Tokenize<'a> = &'a dyn Fn(&str) -> Vec<u32>;
+
 /// A model as methods see it: its sites and frozen weights, and what names it in an adapter's files.
 #[derive(Clone, Copy)]
 pub struct ModelDescription<'a> {
@@ -22,7 +25,7 @@ pub struct ModelDescription<'a> {
     /// Heads of keys and values of a block.
     pub key_value_heads: usize,
     /// The tokens of a text, without special ones; `None` where there is no tokenizer.
-    pub tokenize: Option<&'a dyn Fn(&str) -> Vec<u32>>,
+    pub tokenize: Option<Tokenize<'a>>,
     /// All sites; the id of a site is its place in the list.
     pub sites: &'a [Site],
     /// The frozen weight and bias of a weight site.

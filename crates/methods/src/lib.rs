@@ -70,7 +70,7 @@ pub use build::{BuiltAdapter, build};
 pub use checkpoint::{load_checkpoint, save_checkpoint};
 pub use common::{Bias, CommonConfig, Modules, OneOrMany, PEFT_VERSION, TaskType};
 pub use config::MethodConfig;
-pub use description::ModelDescription;
+pub use description::{ModelDescription, Tokenize};
 pub use dylora::{DyLoraConfig, DyLoraTuner, at_rank};
 pub use error::{ConfigProblem, MethodError, Misshapen, TensorProblems, UnmatchedEntry};
 pub use files::{load_adapter, load_config, save_adapter};

@@ -46,7 +46,7 @@ pub use segments::Segments;
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
 pub use tuner::{
-    Affine, AttentionTuner, Base, HiddenTuner, InputTuner, LowRankUpdate, Stored, SubLayer, Term, Trainable, Tuned,
-    WeightTuner,
+    Affine, AttentionTuner, Base, HiddenTuner, InputTuner, LowRankUpdate, Stored, SubLayer, SubLayerNorm, Term,
+    Trainable, Tuned, WeightTuner,
 };
 pub use workspace::Workspace;

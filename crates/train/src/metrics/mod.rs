@@ -35,7 +35,7 @@ pub use mean_squared_error::mean_squared_error;
 pub use meteor::mean_meteor;
 pub use nist::corpus_nist;
 pub use pearson::pearson;
-pub use registry::{METRICS, Metric, MetricValue, Scorer};
+pub use registry::{ClassScorer, METRICS, Metric, MetricValue, Scorer, TagScorer, TextScorer};
 pub use rouge::{Rouge, Words, corpus_rouge};
 pub use seqeval::{Entities, seqeval};
 pub use spearman::spearman;

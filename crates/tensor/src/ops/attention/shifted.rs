@@ -80,7 +80,6 @@ impl Tape {
     ///
     /// # Panics
     /// If the shapes and segments disagree.
-    #[expect(clippy::too_many_arguments, reason = "queries, keys, values and where their sequences lie")]
     pub fn shifted_attention(
         &mut self,
         options: &Attention,
