@@ -327,6 +327,11 @@ impl Written {
             (no_file && arguments.eval_steps.is_some(), "eval_steps", "needs a validation_file"),
             (no_file && run.predict_with_generate, "predict_with_generate", "needs a validation_file"),
             (no_file && arguments.load_best_model_at_end, "load_best_model_at_end", "needs a validation_file"),
+            (
+                no_file && arguments.early_stopping_patience.is_some(),
+                "early_stopping_patience",
+                "needs a validation_file",
+            ),
             (no_file && !arguments.metrics.is_empty(), "metrics", "needs a validation_file"),
             (no_best, "metric_for_best_model", best_reason.as_str()),
             (

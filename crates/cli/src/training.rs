@@ -13,7 +13,7 @@ use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Progress as Update, Records,
-    Report, Run, TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainerState,
+    Report, Run, Start, TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainerState,
     TrainingSet, Validation, generation_cases, peak_memory, read_records, read_task_rows, task_dataset, task_labels,
     tokenize,
 };
@@ -135,8 +135,8 @@ impl Training {
         .into())
     }
 
-    /// Trains the adapter, from the beginning or from the last checkpoint in the output folder.
-    pub(crate) fn run(&self, built: &mut BuiltAdapter, resume: bool, interrupt: &Interrupt) -> anyhow::Result<Report> {
+    /// Trains the adapter.
+    pub(crate) fn run(&self, built: &mut BuiltAdapter, start: Start, interrupt: &Interrupt) -> anyhow::Result<Report> {
         let Self { config, base, .. } = self;
         let (method, seed) = (built.config.clone(), Seed(config.arguments.seed));
         let mut watcher = Watcher::new(config, interrupt);
@@ -178,7 +178,7 @@ impl Training {
                     loaded.map_err(|error| as_train_error(folder, error))
                 },
             }
-            .train(built, resume, &mut watcher)
+            .train(built, start, &mut watcher)
         });
         watcher.progress.finish();
         Ok(ended?)

@@ -68,6 +68,11 @@ pub struct TrainingArguments {
     /// The metric that says which checkpoint is best, by the key it has in the log (`eval_` may be left out). Default
     /// `loss`.
     pub metric_for_best_model: MetricValue,
+    /// Stop after this many evaluations in a row without a better metric (`transformers`: an argument of its
+    /// `EarlyStoppingCallback`). Default none: never.
+    pub early_stopping_patience: Option<u64>,
+    /// How much better, more than which counts. Default 0.
+    pub early_stopping_threshold: f64,
     /// What an evaluation measures, beside the loss and the perplexity. A metric of texts makes it generate
     /// continuations. Default nothing more. Not in `transformers`, where it is code.
     pub metrics: Vec<&'static Metric>,
@@ -108,6 +113,8 @@ impl Default for TrainingArguments {
             save_total_limit: None,
             load_best_model_at_end: false,
             metric_for_best_model: MetricValue::default(),
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
             metrics: Vec::new(),
             gradient_checkpointing: GradientCheckpointing::None,
             memory_budget: None,
@@ -153,6 +160,7 @@ impl TrainingArguments {
             ("logging_steps", Some(self.logging_steps)),
             ("eval_steps", self.eval_steps),
             ("save_steps", Some(self.save_steps)),
+            ("early_stopping_patience", self.early_stopping_patience),
         ] {
             check(value != Some(0), format!("{name} is 0, must be at least 1"));
         }
@@ -171,6 +179,7 @@ impl TrainingArguments {
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
             ("adam_epsilon", self.adam_epsilon),
+            ("early_stopping_threshold", self.early_stopping_threshold),
         ] {
             check(finite_from_zero(value), format!("{name} is {value}, must be a number from 0"));
         }
@@ -184,6 +193,10 @@ impl TrainingArguments {
         check(
             self.gradient_checkpointing != GradientCheckpointing::Auto || self.memory_budget.is_some(),
             "gradient_checkpointing is auto, which needs memory_budget".into(),
+        );
+        check(
+            self.early_stopping_patience.is_none() || self.eval_steps.is_some(),
+            "early_stopping_patience is given, which needs eval_steps".into(),
         );
         let misfits = self.lr_scheduler_kwargs.misfits(self.lr_scheduler_type, rate);
         problems.extend(misfits.into_iter().map(|problem| format!("lr_scheduler_kwargs: {problem}")));

@@ -38,6 +38,9 @@ pub struct TrainerState {
     pub best_metric: Option<f64>,
     /// The update after which it was measured, which is the number of its checkpoint.
     pub best_global_step: Option<u64>,
+    /// Evaluations since the metric last improved by more than `early_stopping_threshold`.
+    #[serde(default)]
+    pub evaluations_since_best: u64,
     /// The configuration that made the run; see [`TrainerState::check_config`].
     pub config: Map<String, Value>,
 }
@@ -148,6 +151,14 @@ impl Checkpoints {
         Ok(path)
     }
 
+    /// A checkpoint, complete or not, if there is one.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn any(&self) -> Result<Option<PathBuf>, TrainError> {
+        Ok(self.numbered()?.pop().map(|(_, path)| path))
+    }
+
     /// The complete checkpoints, `(step, folder)`, by step. A folder without a readable state or without the
     /// optimiser's is not complete.
     ///
@@ -236,6 +247,7 @@ mod tests {
             num_input_tokens_seen: 12_345,
             best_metric: Some(0.1 + 0.2),
             best_global_step: Some(4),
+            evaluations_since_best: 2,
             config,
         }
     }

@@ -78,6 +78,20 @@ pub enum TrainError {
         path: PathBuf,
     },
 
+    /// An empty list of examples.
+    #[error("there is no example to {purpose}")]
+    NoExamples {
+        /// What they were for.
+        purpose: &'static str,
+    },
+
+    /// A new run in the folder of an earlier one.
+    #[error("{} is of an earlier run: resume that run, start in another folder, or ask to overwrite it", found.display())]
+    FolderInUse {
+        /// A checkpoint of the earlier run.
+        found: PathBuf,
+    },
+
     /// Examples that do not fit into a batch of `budget` tokens.
     #[error(
         "{count} examples are longer than max_tokens_per_batch = {budget} (the longest has {longest} tokens): \

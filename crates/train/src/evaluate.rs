@@ -115,7 +115,7 @@ impl GenerationTask {
 /// The mean loss over `examples`, in batches within `limit`.
 ///
 /// # Errors
-/// [`TrainError::ExceedsBudget`] if an example exceeds the limit.
+/// [`TrainError::ExceedsBudget`] if an example exceeds the limit; [`TrainError::NoExamples`].
 pub fn evaluate_loss(
     model: &dyn Model,
     adapter: Option<&Adapter>,
@@ -123,7 +123,11 @@ pub fn evaluate_loss(
     examples: &dyn TrainingSet,
     limit: BatchLimit,
 ) -> Result<Evaluation, TrainError> {
-    let plan = BatchPlan::new(examples.lengths(), limit, SamplingStrategy::Sequential, Seed(0))?;
+    let lengths = examples.lengths();
+    if lengths.is_empty() {
+        return Err(TrainError::NoExamples { purpose: "evaluate on" });
+    }
+    let plan = BatchPlan::new(lengths, limit, SamplingStrategy::Sequential, Seed(0))?;
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in plan.epoch(0) {
         let batch = examples.batch(&batch);

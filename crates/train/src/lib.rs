@@ -16,6 +16,7 @@ pub mod metrics;
 mod optimizer;
 mod run_log;
 mod schedule;
+pub mod statistics;
 mod step_benchmark;
 mod tasks;
 mod trainer;
@@ -45,4 +46,4 @@ pub use tasks::{
     Prediction, Question, Target, TaskContext, TaskDataset, TaskExample, TaskOptions, TaskRows, TaskValidation, Window,
     read_task_rows, task_dataset, task_labels,
 };
-pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run};
+pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start};

@@ -82,11 +82,24 @@ pub struct Progress {
     pub seconds: f64,
 }
 
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the beginning, in a folder without checkpoints.
+    New,
+    /// At the beginning; checkpoints of an earlier run are removed.
+    Overwrite,
+    /// At the latest checkpoint.
+    Resume,
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
     /// All updates were made.
     Finished,
+    /// The metric had not improved for as many evaluations as `early_stopping_patience` says.
+    StoppedEarly,
     /// Stopped on request; the checkpoint to go on from.
     Stopped(PathBuf),
 }
@@ -109,27 +122,34 @@ pub struct Report {
 }
 
 impl Run<'_> {
-    /// Trains `built` from the beginning, or from the latest checkpoint in the output folder. Leaves the final (or
-    /// best, with `load_best_model_at_end`) values in it and its files in the output folder.
+    /// Trains `built` and leaves the final (or best, with `load_best_model_at_end`) values in it and its files in the
+    /// output folder. Where there is a held-out set, it is evaluated after the last update at the latest.
     ///
     /// # Errors
-    /// Any [`TrainError`]; checkpoints written before remain.
+    /// Any [`TrainError`]; checkpoints written before remain. [`TrainError::FolderInUse`], before anything is changed, if
+    /// a new run finds checkpoints of an earlier one.
     pub fn train(
         &self,
         built: &mut BuiltAdapter,
-        resume: bool,
+        start: Start,
         observer: &mut dyn Observer,
     ) -> Result<Report, TrainError> {
         self.arguments.validate()?;
+        let lengths = self.examples.lengths();
+        if lengths.is_empty() {
+            return Err(TrainError::NoExamples { purpose: "train on" });
+        }
         if let Some(validation) = self.validation {
+            if validation.is_empty() {
+                return Err(TrainError::NoExamples { purpose: "evaluate on" });
+            }
             let (key, measured) = (self.arguments.metric_for_best_model.key, validation.keys());
             if !measured.iter().any(|known| known == key) {
                 return Err(TrainError::MetricNotMeasured { key, measured });
             }
         }
         let seed = Seed(self.arguments.seed);
-        let plan =
-            BatchPlan::new(self.examples.lengths(), self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
+        let plan = BatchPlan::new(lengths, self.arguments.batch_limit(), self.arguments.sampling(), seed)?;
         let trained = built.adapter.parameters().iter().map(|parameter| parameter.value().data().len()).sum();
         let estimate = MemoryEstimate::new(self.model, trained, plan.most_tokens());
         let checkpointing = estimate.plan(self.arguments.gradient_checkpointing, self.arguments.memory_budget)?;
@@ -137,6 +157,9 @@ impl Run<'_> {
         let planned = || plan.updates(self.arguments.num_train_epochs, accumulation);
         let max_steps = self.arguments.max_steps.unwrap_or_else(planned);
         let checkpoints = Checkpoints::open(self.output_dir)?;
+        if let (Start::New, Some(found)) = (start, checkpoints.any()?) {
+            return Err(TrainError::FolderInUse { found });
+        }
         let mut state = TrainerState {
             global_step: 0,
             epoch: 0,
@@ -145,11 +168,12 @@ impl Run<'_> {
             num_input_tokens_seen: 0,
             best_metric: None,
             best_global_step: None,
+            evaluations_since_best: 0,
             config: self.config.clone(),
         };
         let rule = self.arguments.optimizer()?;
         let mut optimizer = Optimizer::new(rule, self.arguments.weight_decay, &built.adapter.parameters(), self.group);
-        if resume {
+        if start == Start::Resume {
             let latest = checkpoints.latest()?;
             let saved = TrainerState::load(&latest)?;
             saved.check_config(&latest, &self.config, FREE_KEYS)?;
@@ -162,7 +186,10 @@ impl Run<'_> {
         }
         built.begin(max_steps)?;
         let log_path = self.output_dir.join(LOG_FILE);
-        let log = if resume { RunLog::resume(&log_path, state.global_step)? } else { RunLog::create(&log_path)? };
+        let log = match start {
+            Start::Resume => RunLog::resume(&log_path, state.global_step)?,
+            Start::New | Start::Overwrite => RunLog::create(&log_path)?,
+        };
         observer.on_start(&state);
         let mut session = Session {
             run: self,
@@ -180,7 +207,7 @@ impl Run<'_> {
             evaluation: None,
         };
         let ending = session.run(built, observer)?;
-        if ending == Ending::Finished {
+        if !matches!(ending, Ending::Stopped(_)) {
             if let (true, Some(best)) = (self.arguments.load_best_model_at_end, session.state.best_global_step) {
                 *built = (self.read_checkpoint)(&session.checkpoints.path(best))?;
             }
@@ -242,6 +269,9 @@ struct Totals {
 impl Session<'_> {
     fn run(&mut self, built: &mut BuiltAdapter, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
         let accumulation = self.run.arguments.gradient_accumulation_steps;
+        if self.gave_up() && self.state.global_step < self.state.max_steps {
+            return Ok(Ending::StoppedEarly);
+        }
         while self.state.global_step < self.state.max_steps {
             let epoch = self.state.epoch;
             let batches = self.plan.epoch(epoch);
@@ -315,14 +345,15 @@ impl Session<'_> {
             self.log_line(progress)?;
         }
         observer.on_step(progress);
-        let is_best = match (self.run.validation, arguments.eval_steps) {
-            (Some(validation), Some(every)) if due(every) => {
+        let is_best = match self.run.validation {
+            Some(validation) if arguments.eval_steps.map_or(last, due) => {
                 self.evaluate(built, validation, progress.step, progress.epoch, observer)?
             }
             _ => false,
         };
         let stop = observer.stop_requested() && !last;
-        if stop || is_best || due(arguments.save_steps) {
+        let give_up = self.gave_up() && !last;
+        if stop || give_up || is_best || due(arguments.save_steps) {
             let path = self
                 .checkpoints
                 .save(&self.state, &self.optimizer, |folder| (self.run.write_checkpoint)(built, folder))?;
@@ -330,11 +361,20 @@ impl Session<'_> {
                 self.checkpoints.prune(limit, self.state.best_global_step)?;
             }
             observer.on_checkpoint(&path);
+            if give_up {
+                return Ok(Some(Ending::StoppedEarly));
+            }
             if stop {
                 return Ok(Some(Ending::Stopped(path)));
             }
         }
         Ok(None)
+    }
+
+    /// Whether the metric has not improved for too many evaluations.
+    fn gave_up(&self) -> bool {
+        let patience = self.run.arguments.early_stopping_patience;
+        patience.is_some_and(|patience| self.state.evaluations_since_best >= patience)
     }
 
     fn count(&mut self, progress: &Progress) {
@@ -377,6 +417,10 @@ impl Session<'_> {
         let evaluation = validation.evaluate(run.model, run.tokenizer, Some(&built.adapter), run.workspace, limit)?;
         let metric = run.arguments.metric_for_best_model;
         let value = evaluation.get(metric.key).filter(|value| metric.improves(*value, self.state.best_metric));
+        let threshold = run.arguments.early_stopping_threshold;
+        let enough =
+            value.is_some_and(|value| self.state.best_metric.is_none_or(|best| (value - best).abs() > threshold));
+        self.state.evaluations_since_best = if enough { 0 } else { self.state.evaluations_since_best + 1 };
         if value.is_some() {
             (self.state.best_metric, self.state.best_global_step) = (value, Some(step));
         }
@@ -386,3 +430,6 @@ impl Session<'_> {
         Ok(value.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use tunesmith_tensor::Adapter;
 use tunesmith_train::metrics::Metric;
-use tunesmith_train::{Ending, GenerationTask, LOG_FILE, generation_cases, read_records};
+use tunesmith_train::{Ending, GenerationTask, LOG_FILE, Start, generation_cases, read_records};
 
 use crate::args::QuickstartArgs;
 use crate::config::{RunConfig, Written};
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     let trainable = built.adapter.trainable_values();
     note(format_args!("training LoRA: {trainable} values, {} steps of 8 examples", extent.steps));
     let interrupt = Interrupt::listen("finishing the step and saving")?;
-    let report = training.run(&mut built, false, &interrupt)?;
+    let report = training.run(&mut built, Start::Overwrite, &interrupt)?;
     if let Ending::Stopped(checkpoint) = report.ending {
         let config = output.join("config.yaml");
         let (checkpoint, config) = (checkpoint.display(), config.display());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use indicatif::HumanCount;
-use tunesmith_train::{Ending, LOG_FILE, Report};
+use tunesmith_train::{Ending, LOG_FILE, Report, Start};
 
 use crate::args::TrainArgs;
 use crate::config::Written;
@@ -19,14 +19,19 @@ use crate::training::{Training, describe};
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let config = Written::read(&args.config, &args.overrides)?.build()?;
     let output = config.run.output_dir.clone();
-    if !args.resume && !args.overwrite {
+    let start = match (args.resume, args.overwrite) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Overwrite,
+        _ => Start::New,
+    };
+    if start == Start::New {
         check_unused(&output)?;
     }
     let training = Training::prepare(config)?;
     let mut built = training.build_adapter()?;
     terminal::note(describe_run(&training, built.adapter.trainable_values()));
     let interrupt = Interrupt::listen("finishing the step and saving")?;
-    let report = training.run(&mut built, args.resume, &interrupt)?;
+    let report = training.run(&mut built, start, &interrupt)?;
     let curve = LossCurve::read(&output.join(LOG_FILE))?;
     let picture = output.join("loss.svg");
     curve.write_svg(&picture, &format!("Loss of {}", output.display()))?;
@@ -87,6 +92,11 @@ fn summarise(report: &Report, curve: &LossCurve, output: &Path) -> io::Result<()
             "{} steps, {} tokens in {:.0} s of training ({speed:.0} tokens/s)",
             report.state.global_step, report.train_tokens, report.train_seconds
         )?;
+    }
+    if report.ending == Ending::StoppedEarly {
+        let (step, planned, since) =
+            (report.state.global_step, report.state.max_steps, report.state.evaluations_since_best);
+        writeln!(out, "stopped early, after step {step} of {planned}: {since} evaluations brought nothing better")?;
     }
     writeln!(out, "loss        {}", curve.sparkline(48))?;
     if let Some(evaluation) = &report.evaluation {

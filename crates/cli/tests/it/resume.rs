@@ -108,6 +108,36 @@ fn the_best_checkpoint_is_the_result_where_asked() {
 }
 
 #[test]
+fn one_evaluation_follows_the_last_step_where_there_is_a_validation_file() {
+    let scene = Scene::new();
+    let out = scene.train(&[]);
+    assert!(out.succeeds().contains("validation  loss "), "{out:?}");
+    let evaluated: Vec<Value> = log(&scene).into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
+    assert_eq!(evaluated.len(), 1);
+    assert_eq!(evaluated[0]["step"], 12);
+}
+
+#[test]
+fn a_run_that_gets_no_better_stops_early_and_stays_stopped() {
+    let scene = Scene::new();
+    // At this rate the loss on the validation file rises from the beginning.
+    let more = ["learning_rate=0.3", "eval_steps=1", "early_stopping_patience=2", "load_best_model_at_end=true"];
+    let stopped = scene.train(&more);
+    let out = stopped.succeeds();
+    assert!(
+        out.contains("stopped early, after step ") && out.contains("2 evaluations brought nothing better"),
+        "{out}"
+    );
+    let losses: Vec<f64> = log(&scene).iter().filter_map(|line| line.get("eval_loss")?.as_f64()).collect();
+    assert!(losses.len() < 12, "{losses:?}");
+    let best = 1 + losses.iter().enumerate().min_by(|left, right| left.1.total_cmp(right.1)).unwrap().0;
+    assert_eq!(losses.len(), best + 2);
+    assert!(scene.bytes(ADAPTER) == scene.bytes(&format!("out/checkpoint-{best}/adapter_model.safetensors")));
+    let resumed = scene.train(&[&more[..], &["--resume"]].concat());
+    assert!(resumed.succeeds().contains(&format!("finished already, after {} steps", best + 2)), "{resumed:?}");
+}
+
+#[test]
 fn what_was_resolved_repeats_the_run() {
     let scene = Scene::new();
     scene.train(&[]).succeeds();

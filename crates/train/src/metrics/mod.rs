@@ -38,5 +38,6 @@ pub use pearson::pearson;
 pub use registry::{ClassScorer, METRICS, Metric, MetricValue, Scorer, TagScorer, TextScorer};
 pub use rouge::{Rouge, Words, corpus_rouge};
 pub use seqeval::{Entities, seqeval};
+pub(crate) use spearman::ranks;
 pub use spearman::spearman;
 pub use squad::{Squad, squad};

@@ -8,7 +8,8 @@ pub fn spearman(predictions: &[f64], labels: &[f64]) -> f64 {
     pearson(&ranks(predictions), &ranks(labels))
 }
 
-pub(super) fn ranks(values: &[f64]) -> Vec<f64> {
+/// The rank of every value, from 1.
+pub(crate) fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|left, right| values[*left].total_cmp(&values[*right]));
     let mut ranks = vec![0.0; values.len()];

@@ -11,6 +11,7 @@ metrics/ptb.json       tokens of pycocoevalcap's PTBTokenizer
 metrics/classes.json   scikit-learn: accuracy_score, f1_score, matthews_corrcoef
 metrics/scores.json    scipy.stats: pearsonr, spearmanr; scikit-learn: mean_squared_error
 metrics/tags.json      seqeval
+paired_tests.json      scipy.stats: ttest_rel, wilcoxon
 """
 import json
 import math
@@ -330,6 +331,20 @@ def tags():
     write("tags.json", written, seqeval=seqeval)
 
 
+def paired_tests():
+    generator = random.Random(5)
+    cases = []
+    for count, spread, digits in [(5, 0.5, 9), (10, 0.2, 9), (30, 1.0, 9), (60, 0.3, 9), (12, 0.5, 0), (20, 2.0, 1), (2, 1.0, 9)]:
+        left = [round(generator.gauss(3, 1), digits) for _ in range(count)]
+        right = [round(value + generator.gauss(0.3, spread), digits) for value in left]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            t, wilcoxon = scipy.stats.ttest_rel(left, right), scipy.stats.wilcoxon(left, right)
+        cases.append({"left": left, "right": right, "t": [t.statistic, t.pvalue],
+                      "wilcoxon": [float(wilcoxon.statistic), float(wilcoxon.pvalue)]})
+    write("../paired_tests.json", cases, scipy=scipy)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     texts()
@@ -339,3 +354,4 @@ if __name__ == "__main__":
     classes()
     scores()
     tags()
+    paired_tests()
