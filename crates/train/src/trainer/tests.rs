@@ -11,6 +11,7 @@ use tunesmith_methods::{
 use tunesmith_models::{LoadOptions, Pretrained, load};
 
 use super::*;
+use crate::{Example, Validation};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
