@@ -59,6 +59,9 @@ impl Scene {
             model_type: &model.info().model_type,
             name_or_path: None,
             task_type: TaskType::CausalLm,
+            heads: model.info().heads,
+            key_value_heads: model.info().kv_heads,
+            tokenize: None,
             sites: model.sites(),
             base: &|site| model.base(site),
         };
