@@ -1,13 +1,13 @@
 //! One forward pass: the tape, the sequences, and which adapter each sequence uses. A model asks here at each of its
 //! sites; whatever method answers, it never knows.
 
+mod attention;
+mod linear;
+
 use std::ops::Range;
 
 use crate::checkpoint::Begin;
-use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix, ShiftedGroups};
-use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
-use crate::projection::Projection;
-use crate::tuner::{Affine, Base, SubLayer, Tuned, WeightTuner};
+use crate::tuner::{Base, SubLayer, Tuned, WeightTuner};
 use crate::{Adapter, Matrix, Segments, SiteId, Tape, Var};
 
 /// A forward pass over a batch. Sequences of one adapter lie next to each other.
@@ -118,63 +118,6 @@ impl<'a> Forward<'a> {
     /// The sequences as rows of the batch, virtual tokens included.
     pub fn segments(&self) -> &Segments {
         &self.segments
-    }
-
-    /// A linear site: `x` `[tokens, in]` to `[tokens, out]`.
-    pub fn linear(&mut self, site: SiteId, base: Base<'_>, x: &Var) -> Var {
-        let segments = self.segments.clone();
-        self.linear_rows(site, base, x, &segments)
-    }
-
-    /// A linear site for a choice of rows: `segments` says which rows of `x` belong to which sequence.
-    pub fn linear_rows(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Var {
-        if let [(_, Some(tuner))] = self.weight_tuners(site, segments)[..]
-            && let Some(update) = tuner.low_rank(self.tape)
-        {
-            return self.tape.linear_low_rank(x, base, &update);
-        }
-        let affines = self.affines(site, base, x, segments);
-        let projections = self.projections(base, x, affines);
-        let parts: Vec<Var> = projections.into_iter().map(|projection| self.tape.project(projection)).collect();
-        self.tape.concat_rows(&parts)
-    }
-
-    /// A linear site with cross-entropy, on the rows of `x` whose target is not [`IGNORED_TARGET`]. `per_row` of the
-    /// result has an entry for each of those rows, in order.
-    pub fn cross_entropy(&mut self, site: SiteId, base: Base<'_>, x: &Var, targets: &[u32]) -> CrossEntropy {
-        let labelled: Vec<usize> = (0..targets.len()).filter(|row| targets[*row] != IGNORED_TARGET).collect();
-        let targets: Vec<u32> = labelled.iter().map(|row| targets[*row]).collect();
-        let counts = self.segments.ranges().map(|range| {
-            labelled.partition_point(|row| *row < range.end) - labelled.partition_point(|row| *row < range.start)
-        });
-        let segments = Segments::from_lengths(counts.collect::<Vec<_>>());
-        let x = self.tape.gather_rows(x, labelled);
-        let mut total: Option<CrossEntropy> = None;
-        let mut start = 0;
-        let mut affines = self.affines(site, base, &x, &segments);
-        let tuners = self.weight_tuners(site, &segments);
-        for ((rows, affine), (_, tuner)) in affines.iter_mut().zip(tuners) {
-            // The fused operation knows products and biases; a scaled sum takes the long way, over the tuned weight.
-            if let (Some(tuner), true) =
-                (tuner, affine.as_ref().is_some_and(|affine| affine.scale.is_some() || affine.plus.is_some()))
-            {
-                let tuned = tuner.tuned(self.tape, base);
-                *affine = Some(Affine::of(&self.tape.slice_rows(&x, rows.clone()), tuned));
-            }
-        }
-        for projection in self.projections(base, &x, affines) {
-            let end = start + projection.rows();
-            let part = self.tape.cross_entropy(&projection, &targets[start..end]);
-            start = end;
-            total = Some(match total {
-                None => part,
-                Some(mut total) => {
-                    total.per_row.extend(part.per_row);
-                    CrossEntropy { sum: self.tape.add(&total.sum, part.sum), per_row: total.per_row }
-                }
-            });
-        }
-        total.unwrap_or_else(|| CrossEntropy { sum: self.tape.constant(Matrix::zeros(1, 1)), per_row: Vec::new() })
     }
 
     /// An embedding site: rows `ids` of the table, `[tokens, width]`.
@@ -288,153 +231,6 @@ impl<'a> Forward<'a> {
         rows.collect()
     }
 
-    /// An attention site over the batch's own keys and values.
-    pub fn attention(&mut self, site: SiteId, options: &Attention, query: &Var, keys: &Var, values: &Var) -> Var {
-        self.biased_attention(site, options, None, query, keys, values)
-    }
-
-    /// The same with a bias on the scores.
-    pub fn biased_attention(
-        &mut self,
-        site: SiteId,
-        options: &Attention,
-        bias: Option<&DistanceBias>,
-        query: &Var,
-        keys: &Var,
-        values: &Var,
-    ) -> Var {
-        let prefix = self.prefix(site, keys.cols());
-        let segments = &self.segments;
-        if let (Some(groups), None, None) = (self.shifted_groups(options), &prefix, bias) {
-            return self.tape.shifted_attention(options, &groups, query, keys, values, segments);
-        }
-        if let Some(prefix) = prefix.as_ref().filter(|_| options.window.is_some()) {
-            let (keys, values, key_segments) = self.behind_prefix(prefix, keys, values);
-            let segments = &self.segments;
-            return self.tape.attention(options, query, segments, &keys, &values, &key_segments, None, bias);
-        }
-        self.tape.attention(options, query, segments, keys, values, segments, prefix.as_ref(), bias)
-    }
-
-    /// A table `[buckets, heads]` at an embedding site as a bias on attention's scores: `buckets[zero + d]` is the bucket
-    /// of keys `d` places after the query.
-    pub fn distance_bias(&mut self, site: SiteId, base: Base<'_>, buckets: &[usize], zero: usize) -> DistanceBias {
-        let mut tuners: Vec<Option<&dyn WeightTuner>> = Vec::new();
-        let mut tables = vec![0; self.segments.len()];
-        for group in &self.groups {
-            let tuner = group.adapter.and_then(|adapter| adapter.weight(site));
-            let address = |tuner: &Option<&dyn WeightTuner>| tuner.map(|tuner| std::ptr::from_ref(tuner).cast::<()>());
-            let known = tuners.iter().position(|other| address(other) == address(&tuner));
-            tables[group.sequences.clone()].fill(known.unwrap_or(tuners.len()));
-            if known.is_none() {
-                tuners.push(tuner);
-            }
-        }
-        let values: Vec<Var> = tuners
-            .into_iter()
-            .map(|tuner| {
-                let table = tuned(self.tape, base, tuner).weight;
-                let by_distance = self.tape.gather_rows(&table, buckets.to_vec());
-                self.tape.transpose(&by_distance)
-            })
-            .collect();
-        DistanceBias { values: self.tape.concat_rows(&values), tables, zero }
-    }
-
-    /// An attention site over other sequences' keys and values, one for each of the batch: `key_segments` says where
-    /// they lie.
-    pub fn cross_attention(
-        &mut self,
-        site: SiteId,
-        options: &Attention,
-        query: &Var,
-        keys: &Var,
-        values: &Var,
-        key_segments: &Segments,
-    ) -> Var {
-        let prefix = self.prefix(site, keys.cols());
-        self.tape.attention(options, query, &self.segments, keys, values, key_segments, prefix.as_ref(), None)
-    }
-
-    /// An attention site over keys and values in a cache, one entry a sequence. Outside differentiation only.
-    pub fn attention_over(&mut self, site: SiteId, options: &Attention, query: &Var, rows: &[KeyValueRows<'_>]) -> Var {
-        self.biased_attention_over(site, options, None, query, rows)
-    }
-
-    /// The same with a bias on the scores.
-    pub fn biased_attention_over(
-        &mut self,
-        site: SiteId,
-        options: &Attention,
-        bias: Option<&DistanceBias>,
-        query: &Var,
-        rows: &[KeyValueRows<'_>],
-    ) -> Var {
-        let prefix = self.prefix(site, options.kv_heads * options.head_dim);
-        if let Some(prefix) = prefix.as_ref().filter(|_| options.window.is_some()) {
-            let joined: Vec<[Vec<f32>; 2]> = rows
-                .iter()
-                .zip(&prefix.ranges)
-                .map(|(rows, range)| {
-                    let join = |prefix: &Var, own: &[f32]| {
-                        let cols = prefix.cols();
-                        [&prefix.value().data()[range.start * cols..range.end * cols], own].concat()
-                    };
-                    [join(&prefix.keys, rows.keys), join(&prefix.values, rows.values)]
-                })
-                .collect();
-            let rows: Vec<KeyValueRows<'_>> =
-                joined.iter().map(|[keys, values]| KeyValueRows { keys, values }).collect();
-            return self.tape.attention_over(options, query, &self.segments, &rows, None, bias);
-        }
-        self.tape.attention_over(options, query, &self.segments, rows, prefix.as_ref(), bias)
-    }
-
-    /// How the batch's adapter groups tokens, where this is training and attention is causal over whole sequences.
-    fn shifted_groups(&self, options: &Attention) -> Option<ShiftedGroups> {
-        let [group] = self.groups.as_slice() else { return None };
-        let groups = group.adapter.and_then(Adapter::shifted_groups);
-        groups.filter(|_| self.tape.is_training() && options.causal && options.window.is_none())
-    }
-
-    /// Keys and values with those of a prefix before each sequence, and where they lie. Within a sliding window the rows
-    /// of a prefix count as positions, as in transformers.
-    fn behind_prefix(&mut self, prefix: &Prefix, keys: &Var, values: &Var) -> (Var, Var, Segments) {
-        let ranges: Vec<_> = self.segments.ranges().zip(prefix.ranges.iter().cloned()).collect();
-        let mut join = |prefix: &Var, own: &Var| {
-            let parts: Vec<Var> = ranges
-                .iter()
-                .flat_map(|(rows, range)| [(prefix, range), (own, rows)])
-                .filter(|(_, rows)| !rows.is_empty())
-                .map(|(side, rows)| self.tape.slice_rows(side, rows.clone()))
-                .collect();
-            self.tape.concat_rows(&parts)
-        };
-        let (keys, values) = (join(&prefix.keys, keys), join(&prefix.values, values));
-        (keys, values, Segments::from_lengths(ranges.iter().map(|(rows, range)| rows.len() + range.len())))
-    }
-
-    /// The keys and values that adapters put before each sequence at an attention site.
-    fn prefix(&mut self, site: SiteId, cols: usize) -> Option<Prefix> {
-        let mut ranges = vec![0..0; self.segments.len()];
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        let mut rows = 0;
-        for group in &self.groups {
-            let Some(tuner) = group.adapter.and_then(|adapter| adapter.attention(site)) else { continue };
-            let (key, value) = tuner.prefix(self.tape);
-            assert!(key.cols() == cols && value.cols() == cols, "a prefix is as wide as the keys");
-            ranges[group.sequences.clone()].fill(rows..rows + key.rows());
-            rows += key.rows();
-            keys.push(key);
-            values.push(value);
-        }
-        (rows > 0).then(|| Prefix {
-            keys: self.tape.concat_rows(&keys),
-            values: self.tape.concat_rows(&values),
-            ranges,
-        })
-    }
-
     /// How far prefixes shift the positions of each sequence.
     pub fn position_offsets(&self) -> Vec<usize> {
         let mut offsets = vec![0; self.segments.len()];
@@ -534,80 +330,6 @@ impl<'a> Forward<'a> {
         });
         let tuners: Vec<_> = tuners.collect();
         if tuners.iter().all(|(_, tuner)| tuner.is_none()) { vec![(0..segments.total(), None)] } else { tuners }
-    }
-
-    /// What each group computes at a linear site, with its rows.
-    fn affines(
-        &mut self,
-        site: SiteId,
-        base: Base<'_>,
-        x: &Var,
-        segments: &Segments,
-    ) -> Vec<(Range<usize>, Option<Affine>)> {
-        let tuners = self.weight_tuners(site, segments).into_iter();
-        let affines = tuners.map(|(rows, tuner)| {
-            let affine = tuner.map(|tuner| {
-                let x = self.tape.slice_rows(x, rows.clone());
-                tuner.affine(self.tape, base, &x)
-            });
-            (rows, affine)
-        });
-        affines.collect()
-    }
-
-    /// What a linear site computes, as projections of consecutive rows. A single one wherever all adapters build on
-    /// the frozen product, so that it runs once for the whole batch.
-    fn projections(
-        &mut self,
-        base: Base<'_>,
-        x: &Var,
-        affines: Vec<(Range<usize>, Option<Affine>)>,
-    ) -> Vec<Projection> {
-        if affines.iter().all(|(_, affine)| affine.as_ref().is_none_or(|affine| affine.base)) {
-            return vec![self.projection(base, x, affines)];
-        }
-        let split = affines.into_iter().map(|(rows, affine)| {
-            let x = self.tape.slice_rows(x, rows.clone());
-            let all = 0..rows.len();
-            self.projection(base, &x, vec![(all, affine)])
-        });
-        split.collect()
-    }
-
-    fn projection(&mut self, base: Base<'_>, x: &Var, affines: Vec<(Range<usize>, Option<Affine>)>) -> Projection {
-        let on_base = affines.iter().all(|(_, affine)| affine.as_ref().is_none_or(|affine| affine.base));
-        let changes_bias = affines
-            .iter()
-            .any(|(_, affine)| affine.as_ref().is_some_and(|affine| affine.bias.is_some() || affine.scale.is_some()));
-        let input = if on_base { self.frozen_input(x, &affines) } else { x.clone() };
-        let mut projection =
-            if on_base { Projection::frozen(&input, base) } else { Projection::empty(x.rows(), base.weight.rows()) };
-        let frozen_bias = if changes_bias || !on_base { base.bias } else { None };
-        if let Some(product) = projection.base.as_mut().filter(|_| changes_bias) {
-            product.bias = None;
-        }
-        for (rows, affine) in affines {
-            let Affine { terms, scale, plus, bias, .. } = affine.unwrap_or_else(Affine::frozen);
-            projection.terms.extend(terms.into_iter().map(|term| (rows.clone(), term)));
-            projection.scales.extend(scale.map(|scale| (rows.clone(), scale)));
-            projection.added.extend(plus.map(|plus| (rows.clone(), plus)));
-            let bias = bias.or_else(|| frozen_bias.map(|bias| self.tape.constant(bias.to_matrix())));
-            projection.biases.extend(bias.map(|bias| (rows, bias)));
-        }
-        projection
-    }
-
-    /// What goes into the frozen product: `x`, but for the rows of tuners that change it.
-    fn frozen_input(&mut self, x: &Var, affines: &[(Range<usize>, Option<Affine>)]) -> Var {
-        let input = |affine: &Option<Affine>| affine.as_ref().and_then(|affine| affine.input.clone());
-        if affines.iter().all(|(_, affine)| input(affine).is_none()) {
-            return x.clone();
-        }
-        let parts: Vec<Var> = affines
-            .iter()
-            .map(|(rows, affine)| input(affine).unwrap_or_else(|| self.tape.slice_rows(x, rows.clone())))
-            .collect();
-        self.tape.concat_rows(&parts)
     }
 }
 

@@ -85,7 +85,7 @@ impl Kernels {
         Self { precision, ..self }
     }
 
-    /// The precision of [`Kernels::product`] and of products with frozen weights.
+    /// The precision of products, of two values or with a frozen weight.
     pub fn precision(&self) -> Precision {
         self.precision
     }
