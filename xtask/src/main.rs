@@ -1,5 +1,7 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod method_results;
+mod methods;
 mod peers;
 mod readme;
 mod results;
@@ -14,13 +16,16 @@ use clap::Parser;
 enum Command {
     /// Measures training and generation against HF PEFT on PyTorch, in turns, and writes bench/results/DATE.json
     BenchPeers(peers::BenchPeers),
-    /// Writes the table of the latest results into README.md
+    /// Trains each method on the E2E sample with the same small budget, and writes bench/results/methods-DATE.json
+    BenchMethods(methods::BenchMethods),
+    /// Writes the tables of the latest results into README.md
     Readme,
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::BenchPeers(arguments) => peers::run(&arguments),
+        Command::BenchMethods(arguments) => methods::run(&arguments),
         Command::Readme => readme::write(&repository()),
     }
 }

@@ -85,8 +85,7 @@ pub(crate) fn run(arguments: &BenchPeers) -> anyhow::Result<()> {
             cases.push(Case::new(name, unit, &numbers(ours)?, &numbers(peer)?));
         }
     }
-    let date = jiff::Timestamp::now().to_string().chars().take(10).collect();
-    let results = Results { date, machine: machine(), peers: versions(&python)?, cases };
+    let results = Results { date: today(), machine: machine(), peers: versions(&python)?, cases };
     let path = results.save(&repository())?;
     report(&format!("{}written to {}", results.table(), path.display()));
     Ok(())
@@ -132,8 +131,13 @@ fn result(command: &mut Command) -> anyhow::Result<Value> {
         .context("the result is damaged")
 }
 
+/// The date, as `YYYY-MM-DD`.
+pub(crate) fn today() -> String {
+    jiff::Timestamp::now().to_string().chars().take(10).collect()
+}
+
 /// Builds the program.
-fn build() -> anyhow::Result<PathBuf> {
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "--package", "tunesmith-cli"]).current_dir(repository());
@@ -183,7 +187,7 @@ fn tcmalloc() -> Option<PathBuf> {
 }
 
 /// Processor, its number of cores, and what it has for matrix products.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
@@ -198,6 +202,6 @@ fn machine() -> String {
 }
 
 #[expect(clippy::print_stderr, reason = "progress belongs on standard error")]
-fn report(text: &str) {
+pub(crate) fn report(text: &str) {
     eprintln!("{text}");
 }

@@ -58,14 +58,15 @@ fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-impl Results {
-    fn folder(repository: &Path) -> PathBuf {
-        repository.join("bench").join("results")
-    }
+/// Where results lie.
+pub(crate) fn results_folder(repository: &Path) -> PathBuf {
+    repository.join("bench").join("results")
+}
 
+impl Results {
     /// Writes them, and returns where.
     pub(crate) fn save(&self, repository: &Path) -> anyhow::Result<PathBuf> {
-        let folder = Self::folder(repository);
+        let folder = results_folder(repository);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(format!("{}.json", self.date));
         let text = serde_json::to_string_pretty(self)? + "\n";
@@ -75,13 +76,14 @@ impl Results {
 
     /// The latest ones; `None` where nothing has been measured.
     pub(crate) fn latest(repository: &Path) -> anyhow::Result<Option<Self>> {
-        let Ok(entries) = fs::read_dir(Self::folder(repository)) else { return Ok(None) };
+        let Ok(entries) = fs::read_dir(results_folder(repository)) else { return Ok(None) };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        // Dates sort as text does.
-        let Some(path) = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).max()
-        else {
-            return Ok(None);
+        // Dates sort as text does; other results have a word before the date.
+        let is_ours = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(|first: char| first.is_ascii_digit()) && name.ends_with(".json")
         };
+        let Some(path) = paths.filter(is_ours).max() else { return Ok(None) };
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display())).map(Some)
     }

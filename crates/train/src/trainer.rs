@@ -117,6 +117,9 @@ pub struct Report {
     pub train_seconds: f64,
     /// Tokens trained on in this process.
     pub train_tokens: u64,
+    /// The process's largest resident size after its last update, in bytes, where the system tells; evaluations later
+    /// than that may have needed more.
+    pub train_peak_memory: Option<u64>,
     /// The last evaluation.
     pub evaluation: Option<Evaluation>,
 }
@@ -220,6 +223,7 @@ impl Run<'_> {
             mean_loss: report.loss / report.steps.max(1) as f64,
             train_seconds: report.seconds,
             train_tokens: report.tokens,
+            train_peak_memory: report.peak_memory,
             evaluation,
         })
     }
@@ -257,13 +261,14 @@ struct SinceLog {
     seconds: f64,
 }
 
-/// Sums over the process.
+/// Sums over the process, and its memory after the last update.
 #[derive(Default)]
 struct Totals {
     loss: f64,
     steps: u64,
     tokens: u64,
     seconds: f64,
+    peak_memory: Option<u64>,
 }
 
 impl Session<'_> {
@@ -386,6 +391,7 @@ impl Session<'_> {
         self.report.steps += 1;
         self.report.tokens += progress.tokens;
         self.report.seconds += progress.seconds;
+        self.report.peak_memory = peak_memory();
     }
 
     fn log_line(&mut self, progress: &Progress) -> Result<(), TrainError> {

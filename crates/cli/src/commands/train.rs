@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use indicatif::HumanCount;
+use serde_json::{Map, Value, json};
 use tunesmith_train::{Ending, LOG_FILE, Report, Start};
 
 use crate::args::TrainArgs;
@@ -15,6 +16,9 @@ use crate::interrupt::Interrupt;
 use crate::plot::LossCurve;
 use crate::terminal;
 use crate::training::{Training, describe};
+
+/// What a finished run came to, under the name that `transformers` has for it.
+const RESULTS_FILE: &str = "all_results.json";
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let config = Written::read(&args.config, &args.overrides)?.build()?;
@@ -29,7 +33,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
     let training = Training::prepare(config)?;
     let mut built = training.build_adapter()?;
-    terminal::note(describe_run(&training, built.adapter.trainable_values()));
+    let trainable = built.adapter.trainable_values();
+    terminal::note(describe_run(&training, trainable));
     let interrupt = Interrupt::listen("finishing the step and saving")?;
     let report = training.run(&mut built, start, &interrupt)?;
     let curve = LossCurve::read(&output.join(LOG_FILE))?;
@@ -45,6 +50,9 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         ))
         .into());
     }
+    let path = output.join(RESULTS_FILE);
+    let text = format!("{:#}\n", Value::Object(results(&report, trainable)));
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     summarise(&report, &curve, &output).context("cannot write to standard output")
 }
 
@@ -79,6 +87,23 @@ fn describe_run(training: &Training, trainable: usize) -> String {
         data.labelled(),
         validation.unwrap_or_default()
     )
+}
+
+/// The results of a run; what is about training covers the process, not what it was resumed from.
+fn results(report: &Report, trainable: usize) -> Map<String, Value> {
+    let speed = report.train_tokens as f64 / report.train_seconds.max(f64::MIN_POSITIVE);
+    let mut results = Map::from_iter([
+        ("global_step".to_owned(), json!(report.state.global_step)),
+        ("train_loss".to_owned(), json!(report.mean_loss)),
+        ("train_runtime".to_owned(), json!(report.train_seconds)),
+        ("train_tokens".to_owned(), json!(report.train_tokens)),
+        ("train_tokens_per_second".to_owned(), json!(speed)),
+        ("train_peak_memory".to_owned(), json!(report.train_peak_memory)),
+        ("trainable_parameters".to_owned(), json!(trainable)),
+    ]);
+    let measured = report.evaluation.iter().flat_map(|evaluation| &evaluation.metrics);
+    results.extend(measured.map(|(key, value)| (format!("eval_{key}"), json!(value))));
+    results
 }
 
 fn summarise(report: &Report, curve: &LossCurve, output: &Path) -> io::Result<()> {
