@@ -43,6 +43,21 @@ pub(crate) enum Command {
     /// Show a model's modules, an adapter's contents, or where a run stands
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
+    /// Compare methods on one's own model and data: tuned learning rates, several seeds, one budget
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(StudyFileArgs),
+    /// Run over the values of any keys of a configuration
+    #[command(after_help = SWEEP_EXAMPLES)]
+    Sweep(StudyFileArgs),
+    /// Measure in-context learning: demonstrations in the prompt in place of training
+    #[command(after_help = ICL_EXAMPLES)]
+    Icl(StudyFileArgs),
+    /// Run one of the studies that come with the program
+    #[command(after_help = STUDY_EXAMPLES)]
+    Study(StudyArgs),
+    /// Write a study's page, tables and plots from its results
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report(ReportArgs),
     /// Measure this machine, and what training and generation make of it
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
@@ -128,6 +143,74 @@ Examples:
   tunesmith inspect runs/first                     an adapter: its method and tensors
   tunesmith inspect runs/first/checkpoint-500      where a run stands";
 
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  tunesmith compare study.yaml                     stop it at any time: the same command goes on
+  tunesmith compare study.yaml --smoke             a few updates of everything, to see that it works
+  tunesmith compare study.yaml 'seeds=[1,2,3]' run.model_name_or_path=smollm2-135m-instruct
+
+A small study.yaml:
+  output_dir: studies/first
+  metric: accuracy
+  seeds: [1, 2, 3]
+  learning_rates: [3e-4, 1e-3, 3e-3]       # tried with the first seed, on the held-out set
+  train_tokens: 200000                     # the same for every method
+  test_file: dev.tsv                       # what the table's numbers are measured on
+  run:                                     # keys of `tunesmith train`
+    model_name_or_path: minilm-l6
+    task_type: SEQ_CLS
+    text_column: sentence
+    train_file: train.tsv
+    validation_split_percentage: 10
+  methods:
+    base: {base: true}
+    full fine-tuning: {peft: {peft_type: FULL}, learning_rates: [3e-5, 1e-4, 3e-4]}
+    LoRA: {peft: {peft_type: LORA, r: 8, lora_alpha: 16}}
+    BitFit: {peft: {peft_type: BITFIT}}";
+
+const SWEEP_EXAMPLES: &str = "\
+Examples:
+  tunesmith sweep study.yaml
+  tunesmith sweep study.yaml 'vary={peft.r: [1, 4, 16], learning_rate: [1e-4, 1e-3]}'
+  tunesmith sweep study.yaml draws=20 'vary.learning_rate={from: 1e-5, to: 1e-2, scale: log}'
+
+The file is that of `tunesmith compare`, with `vary:` in place of, or beside, `methods:`.";
+
+const ICL_EXAMPLES: &str = "\
+Examples:
+  tunesmith icl study.yaml
+  tunesmith icl study.yaml 'vary={icl.demonstrations: [0, 4, 16], icl.scoring: [likelihood, calibrated]}'
+
+A small study.yaml:
+  output_dir: studies/icl
+  metric: accuracy
+  seeds: [1, 2, 3]                         # each draws demonstrations of its own
+  test_file: dev.tsv
+  run:
+    model_name_or_path: smollm2-135m-instruct
+    train_file: train.tsv
+    max_eval_samples: 200
+    icl:
+      template: \"Review: {sentence}\\nSentiment:{answer}\"
+      answer_column: label
+      answers: {'0': ' negative', '1': ' positive'}
+      orders: 3
+  vary:
+    icl.demonstrations: [0, 2, 8]
+    icl.demonstration_labels: [gold, random]";
+
+const STUDY_EXAMPLES: &str = "\
+Examples:
+  tunesmith study list
+  tunesmith study lora-rank data_dir=FOLDER        FOLDER holds mrpc/, rte/ and sst2/ of GLUE, e2e/, stsb/
+  tunesmith study lora-rank data_dir=FOLDER --smoke
+  tunesmith study lora-rank --print > mine.yaml    to change it, and run it with `tunesmith compare mine.yaml`";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  tunesmith report studies/lora-rank               writes studies/lora-rank/report/index.html and what belongs to it
+  tunesmith report studies/lora-rank -o pages";
+
 const BENCH_EXAMPLES: &str = "\
 Examples:
   tunesmith bench                                  a LoRA step of 4 x 256 tokens, operation by operation
@@ -170,6 +253,50 @@ pub(crate) struct TrainArgs {
     /// Begin anew although output_dir holds checkpoints, which are then removed
     #[arg(long, conflicts_with = "resume")]
     pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StudyFileArgs {
+    /// The study's configuration, a YAML file
+    #[arg(value_name = "CONFIG.yaml")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: StudyOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StudyArgs {
+    /// A study's name, or list
+    pub(crate) name: String,
+    /// Print its configuration
+    #[arg(long)]
+    pub(crate) print: bool,
+    #[command(flatten)]
+    pub(crate) options: StudyOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The study's folder, its output_dir
+    #[arg(value_name = "DIR")]
+    pub(crate) study: PathBuf,
+    /// Where the report goes [default: report, within the study's folder]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// How a study is run.
+#[derive(Debug, Args)]
+pub(crate) struct StudyOptions {
+    /// Values in place of the file's, such as 'seeds=[1,2]' or run.max_steps=50
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// A few examples and updates of every run, to see that everything works
+    #[arg(long)]
+    pub(crate) smoke: bool,
+    /// Run again what failed
+    #[arg(long, alias = "retry_failed")]
+    pub(crate) retry_failed: bool,
 }
 
 /// The model that a command works with.

@@ -1,6 +1,7 @@
 //! The base model that a command works with, and perhaps an adapter for it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tunesmith_methods::{BuiltAdapter, ModelDescription, TaskType, load_adapter, load_config};
@@ -21,7 +22,45 @@ pub(crate) struct Base {
     pub(crate) pretrained: Pretrained,
 }
 
+/// Bases that several runs of a process share.
+#[derive(Default)]
+pub(crate) struct Bases(Vec<(LoadOptions, Arc<Base>)>);
+
+/// Values of the models that are kept in memory for runs to come, at most; the latest one is kept in any case.
+const KEPT_VALUES: usize = 400_000_000;
+
+impl Bases {
+    /// Loads the model that `name` means, unless it was loaded with the same options already.
+    pub(crate) fn load(&mut self, name: &str, options: LoadOptions) -> anyhow::Result<Arc<Base>> {
+        let known = self.0.iter().position(|(of, base)| base.name == name && *of == options);
+        let entry = match known {
+            Some(place) => self.0.remove(place),
+            None => {
+                let base = Arc::new(Base::load(name, &options)?);
+                self.make_room(KEPT_VALUES.saturating_sub(base.values()));
+                (options, base)
+            }
+        };
+        let base = Arc::clone(&entry.1);
+        self.0.push(entry);
+        Ok(base)
+    }
+
+    /// Gives up the bases that have not been used for the longest time.
+    fn make_room(&mut self, most: usize) {
+        let mut left: usize = self.0.iter().map(|(_, base)| base.values()).sum();
+        while left > most {
+            left -= self.0.remove(0).1.values();
+        }
+    }
+}
+
 impl Base {
+    /// Number of the model's values.
+    pub(crate) fn values(&self) -> usize {
+        self.model().tensors().iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// Loads the model that `name` means.
     pub(crate) fn load(name: &str, options: &LoadOptions) -> anyhow::Result<Self> {
         let pretrained = load(&resolve(name)?, options)?;

@@ -16,12 +16,12 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use tunesmith_methods::{ConfigProblem, LoraPlus, MethodConfig, MethodError};
 use tunesmith_models::Task;
+use tunesmith_study::assign;
 use tunesmith_tensor::Precision;
 use tunesmith_train::metrics::{METRICS, Metric};
-use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments};
+use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments, nearest};
 
 use crate::failure::Misuse;
-use crate::nearest::nearest;
 use crate::quantization::QuantizationKeys;
 
 /// A run, ready to start.
@@ -200,23 +200,18 @@ impl Written {
         // What is no YAML, such as a delimiter `||`, is text.
         let value = serde_saphyr::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
         self.lines.remove(key);
-        let mut path = key.split('.');
-        let first = path.next().unwrap_or(key);
-        let mut place = self.values.entry(first).or_insert(Value::Null);
-        for part in path {
-            if place.is_null() {
-                *place = Value::Object(Map::new());
-            }
-            place = match place {
-                Value::Object(values) => values.entry(part).or_insert(Value::Null),
-                Value::Array(values) if part.parse().is_ok_and(|place: usize| place < values.len()) => {
-                    &mut values[part.parse::<usize>().unwrap_or(0)]
-                }
-                _ => return Err(Misuse(format!("'{text}' reaches into '{first}', which is not a mapping")).into()),
-            };
-        }
-        *place = value;
-        Ok(())
+        assign(&mut self.values, key, value)
+            .map_err(|first| Misuse(format!("'{text}' reaches into '{first}', which is not a mapping")).into())
+    }
+
+    /// Values that were not written as text; `source` names where they come from.
+    pub(crate) fn of_values(source: &str, values: Map<String, Value>) -> Self {
+        Self { source: source.to_owned(), values, lines: HashMap::new() }
+    }
+
+    /// What was written, for a configuration of another kind than a run's, and what to call it in messages.
+    pub(crate) fn into_values(self) -> (String, Map<String, Value>) {
+        (self.source, self.values)
     }
 
     /// The whole run.
@@ -314,7 +309,7 @@ impl Written {
         arguments: &TrainingArguments,
         problems: &mut Problems,
     ) {
-        let no_file = data.validation_file.is_none();
+        let no_file = !data.has_validation();
         let metrics = text_metrics(run, arguments);
         let best = arguments.metric_for_best_model;
         let measured = METRICS.iter().filter(|metric| !metric.needs_texts()).chain(metrics.iter().copied());

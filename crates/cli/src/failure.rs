@@ -3,6 +3,7 @@
 use std::io;
 
 use tunesmith_methods::MethodError;
+use tunesmith_study::StudyError;
 use tunesmith_train::TrainError;
 
 /// The command, the configuration or a name in it cannot be used.
@@ -58,7 +59,10 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
                     | UnmatchedModules { .. }
             )
         });
-        (train || method || cause.is::<Misuse>()).then_some(MISUSE)
+        let study = cause.downcast_ref().is_some_and(|error| {
+            matches!(error, StudyError::Invalid { .. } | StudyError::Changed { .. } | StudyError::NoStudy { .. })
+        });
+        (train || method || study || cause.is::<Misuse>()).then_some(MISUSE)
     };
     error.chain().find_map(code).unwrap_or(FAILED)
 }

@@ -9,14 +9,15 @@ mod failure;
 mod hub;
 mod interrupt;
 mod names;
-mod nearest;
 mod plot;
 mod progress;
 mod pull;
 mod quantization;
+mod subspaces;
 mod task_file;
 mod terminal;
 mod training;
+mod workbench;
 
 use std::process::ExitCode;
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use etcetera::BaseStrategy;
 use hf_hub::{Cache, Repo};
+use tunesmith_train::nearest;
 
 use crate::failure::Misuse;
-use crate::nearest::nearest;
 use crate::pull::PACKAGED;
 
 const CACHE_VARIABLE: &str = "TUNESMITH_CACHE";

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use serde_json::Value;
+use tunesmith_train::{LogLine, read_log};
 
 /// Losses by step.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,15 +25,14 @@ const EVAL: RGBColor = RGBColor(208, 96, 32);
 impl LossCurve {
     /// The curve in a run's log.
     pub(crate) fn read(log: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
         let mut curve = Self::default();
-        for line in text.lines() {
-            let line: Value =
-                serde_json::from_str(line).with_context(|| format!("{} is not a run's log", log.display()))?;
-            let Some(step) = line.get("step").and_then(Value::as_u64) else { continue };
-            for (key, points) in [("loss", &mut curve.train), ("eval_loss", &mut curve.eval)] {
-                let loss = line.get(key).and_then(Value::as_f64).filter(|loss| loss.is_finite());
-                points.extend(loss.map(|loss| (step, loss)));
+        for line in read_log(log)? {
+            match line {
+                LogLine::Training(line) => curve.train.push((line.step, line.loss)),
+                LogLine::Evaluation(line) => {
+                    let loss = line.metrics.get("eval_loss").filter(|loss| loss.is_finite());
+                    curve.eval.extend(loss.map(|loss| (line.step, *loss)));
+                }
             }
         }
         Ok(curve)
@@ -163,11 +162,14 @@ mod tests {
     fn a_log_gives_its_finite_losses() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log.jsonl");
-        fs::write(&log, "{\"step\":1,\"loss\":3.5}\n{\"step\":2,\"eval_loss\":3.0}\n{\"step\":3,\"loss\":null}\n")
-            .unwrap();
+        let text = r#"{"step":1,"epoch":0.5,"loss":3.5,"learning_rate":0.1,"grad_norm":1.0,"tokens":9,"tokens_per_second":1.0,"peak_memory":null}
+{"step":2,"epoch":1.0,"eval_loss":3.0,"eval_runtime":0.1}
+{"step":3,"epoch":1.5,"eval_loss":null,"eval_runtime":0.1}
+"#;
+        fs::write(&log, text).unwrap();
         assert_eq!(LossCurve::read(&log).unwrap(), LossCurve { train: vec![(1, 3.5)], eval: vec![(2, 3.0)] });
         fs::write(&log, "no json\n").unwrap();
-        assert!(LossCurve::read(&log).unwrap_err().to_string().ends_with("is not a run's log"));
+        assert!(LossCurve::read(&log).unwrap_err().to_string().ends_with("line 1 is not a line of a run log"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tunesmith_methods::{
@@ -18,7 +19,7 @@ use tunesmith_train::{
     tokenize,
 };
 
-use crate::base::Base;
+use crate::base::{Base, Bases};
 use crate::config::{RunConfig, text_metrics};
 use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
@@ -32,7 +33,7 @@ const CONFIG_FILE: &str = "config.yaml";
 /// A run whose model and data are loaded.
 pub(crate) struct Training {
     pub(crate) config: RunConfig,
-    pub(crate) base: Base,
+    pub(crate) base: Arc<Base>,
     pub(crate) train: Box<dyn TrainingSet>,
     pub(crate) validation: Option<Box<dyn HeldOut>>,
     /// What stands beside the adapter of a task other than continuing texts.
@@ -46,6 +47,11 @@ impl Training {
     /// # Errors
     /// Everything that can be wrong with the model's files and the data.
     pub(crate) fn prepare(config: RunConfig) -> anyhow::Result<Self> {
+        Self::prepare_over(config, &mut Bases::default())
+    }
+
+    /// The same over a base that may be in memory already.
+    pub(crate) fn prepare_over(config: RunConfig, bases: &mut Bases) -> anyhow::Result<Self> {
         let data = &config.data;
         let files = [("train_file", Some(&data.train_file)), ("validation_file", data.validation_file.as_ref())];
         let missing = |(key, file): (&str, Option<&std::path::PathBuf>)| {
@@ -57,26 +63,19 @@ impl Training {
             return Err(Misuse(missing.join("\n")).into());
         }
         if config.task.task()? != Task::CausalLm {
-            return Self::prepare_task(config);
+            return Self::prepare_task(config, bases);
         }
         let head = HeadOptions::for_task(Task::CausalLm);
-        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, head))?;
-        let (_, train) = read_dataset(&data.train_file, &config, &base)?;
-        let validation = data.validation_file.as_ref().map(|file| {
-            let (records, dataset) = read_dataset(file, &config, &base)?;
-            let metrics = text_metrics(&config.run, &config.arguments);
-            let generation = (!metrics.is_empty()).then(|| generation_task(&records, metrics, &config, &base));
-            let validation = Validation { examples: dataset.examples, generation: generation.transpose()? };
-            anyhow::Ok(Box::new(validation) as Box<dyn HeldOut>)
-        });
-        let validation = validation.transpose()?;
-        let train = Box::new(train.examples);
+        let base = bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
+        let (train, held_out) = read_both(data)?;
+        let train = Box::new(make_dataset(&train, &config, &base)?.examples);
+        let validation = held_out.map(|records| text_validation(records, &config, &base)).transpose()?;
         let workspace = base.workspace();
         Ok(Self { config, base, train, validation, task_file: None, workspace })
     }
 
     /// The same for a task other than continuing texts: labels come before the model, whose head they make.
-    fn prepare_task(config: RunConfig) -> anyhow::Result<Self> {
+    fn prepare_task(config: RunConfig, bases: &mut Bases) -> anyhow::Result<Self> {
         let (data, options) = (&config.data, &config.task);
         let task = options.task()?;
         if task == Task::FeatureExtraction {
@@ -85,28 +84,35 @@ impl Training {
             )
             .into());
         }
-        let rows = read_task_rows(&data.train_file, data)?;
+        let mut rows = read_task_rows(&data.train_file, data)?;
         let labels = task_labels(&rows, data, options)?;
+        let held_out = match &data.validation_file {
+            Some(file) => Some(read_task_rows(file, data)?),
+            None => Some(rows.take_first(data.held_out(rows.len()))).filter(|rows| !rows.is_empty()),
+        };
+        rows.truncate(data.max_train_samples.unwrap_or(usize::MAX));
         let task_file = Some(TaskFile::new(options, labels.as_deref(), data));
         let mut head = task_file::head(options, labels)?;
         head.seed = config.arguments.seed;
-        let base = Base::load(&config.run.model_name_or_path, &load_options(&config, head))?;
+        let base = bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
         let train = make_task_dataset(&rows, data, options, &base)?;
-        let validation = data.validation_file.as_ref().map(|file| {
-            let rows = read_task_rows(file, data)?;
-            let metrics = config.arguments.metrics.clone();
-            let mut validation = task_validation(&rows, data, options, metrics, &base)?;
-            if task == Task::Seq2SeqLm {
-                let metrics = text_metrics(&config.run, &config.arguments);
-                let records = (!metrics.is_empty()).then(|| read_records(file, data)).transpose()?;
-                let generation = records.map(|records| generation_task(&records, metrics, &config, &base));
-                validation.generation = generation.transpose()?;
-            }
-            anyhow::Ok(Box::new(validation) as Box<dyn HeldOut>)
-        });
-        let validation = validation.transpose()?;
+        let of_texts = task == Task::Seq2SeqLm && !text_metrics(&config.run, &config.arguments).is_empty();
+        let records = if of_texts { read_both(data)?.1 } else { None };
+        let validation = held_out.map(|rows| labelled_validation(rows, records, &config, &base)).transpose()?;
         let workspace = base.workspace();
         Ok(Self { config, base, train: Box::new(train), validation, task_file, workspace })
+    }
+
+    /// Another held-out set than the run's own: the first `max_eval_samples` of `file`.
+    pub(crate) fn held_out(&self, file: &Path) -> anyhow::Result<Box<dyn HeldOut>> {
+        let (data, base) = (&self.config.data, &self.base);
+        let task = self.config.task.task()?;
+        if task == Task::CausalLm {
+            return text_validation(read_records(file, data)?, &self.config, base);
+        }
+        let of_texts = task == Task::Seq2SeqLm && !text_metrics(&self.config.run, &self.config.arguments).is_empty();
+        let records = of_texts.then(|| read_records(file, data)).transpose()?;
+        labelled_validation(read_task_rows(file, data)?, records, &self.config, base)
     }
 
     /// Makes the adapter, as it is before its first update.
@@ -135,11 +141,23 @@ impl Training {
         .into())
     }
 
-    /// Trains the adapter.
+    /// Trains the adapter, and shows the progress.
     pub(crate) fn run(&self, built: &mut BuiltAdapter, start: Start, interrupt: &Interrupt) -> anyhow::Result<Report> {
+        let mut watcher = Watcher::new(&self.config, interrupt, Detail::Everything);
+        let ended = self.run_watched(built, start, &mut watcher);
+        watcher.progress.finish();
+        ended
+    }
+
+    /// Trains the adapter.
+    pub(crate) fn run_watched(
+        &self,
+        built: &mut BuiltAdapter,
+        start: Start,
+        observer: &mut dyn Observer,
+    ) -> anyhow::Result<Report> {
         let Self { config, base, .. } = self;
         let (method, seed) = (built.config.clone(), Seed(config.arguments.seed));
-        let mut watcher = Watcher::new(config, interrupt);
         let ended = base.describe(|description| {
             let rate = config.arguments.learning_rate;
             let plus = LoraPlus {
@@ -178,15 +196,14 @@ impl Training {
                     loaded.map_err(|error| as_train_error(folder, error))
                 },
             }
-            .train(built, start, &mut watcher)
+            .train(built, start, observer)
         });
-        watcher.progress.finish();
         Ok(ended?)
     }
 }
 
 /// How the run's model is loaded.
-fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions {
+pub(crate) fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions {
     LoadOptions {
         tokenizer: config.run.tokenizer_name_or_path.clone(),
         chat_template: config.run.chat_template.clone(),
@@ -235,13 +252,51 @@ pub(crate) fn task_validation(
     Ok(TaskValidation::new(dataset, options.clone(), metrics, &base.model().info().head))
 }
 
-/// The records of a data file, and the examples made of them.
-fn read_dataset(file: &Path, config: &RunConfig, base: &Base) -> anyhow::Result<(Records, Dataset)> {
-    let records = read_records(file, &config.data)?;
+/// The records to train on, and those that are held out.
+fn read_both(data: &DataOptions) -> anyhow::Result<(Records, Option<Records>)> {
+    let mut train = read_records(&data.train_file, data)?;
+    let held_out = match &data.validation_file {
+        Some(file) => Some(read_records(file, data)?),
+        None => Some(train.take_first(data.held_out(train.records.len()))).filter(|held| !held.records.is_empty()),
+    };
+    train.records.truncate(data.max_train_samples.unwrap_or(usize::MAX));
+    Ok((train, held_out))
+}
+
+/// The examples made of records.
+fn make_dataset(records: &Records, config: &RunConfig, base: &Base) -> anyhow::Result<Dataset> {
     let context = base.model().info().max_positions;
-    let dataset = tokenize(&records, &config.data, &base.pretrained.tokenizer, context)?;
-    warn_of_truncation(file, &dataset);
-    Ok((records, dataset))
+    let dataset = tokenize(records, &config.data, &base.pretrained.tokenizer, context)?;
+    warn_of_truncation(&records.path, &dataset);
+    Ok(dataset)
+}
+
+/// A held-out set of texts.
+fn text_validation(mut records: Records, config: &RunConfig, base: &Base) -> anyhow::Result<Box<dyn HeldOut>> {
+    records.records.truncate(config.data.max_eval_samples.unwrap_or(usize::MAX));
+    let dataset = make_dataset(&records, config, base)?;
+    let metrics = text_metrics(&config.run, &config.arguments);
+    let generation = (!metrics.is_empty()).then(|| generation_task(&records, metrics, config, base)).transpose()?;
+    Ok(Box::new(Validation { examples: dataset.examples, generation }))
+}
+
+/// A held-out set of a task other than continuing texts; `records` are there where texts are generated.
+fn labelled_validation(
+    mut rows: TaskRows,
+    records: Option<Records>,
+    config: &RunConfig,
+    base: &Base,
+) -> anyhow::Result<Box<dyn HeldOut>> {
+    let most = config.data.max_eval_samples.unwrap_or(usize::MAX);
+    rows.truncate(most);
+    let metrics = config.arguments.metrics.clone();
+    let mut validation = task_validation(&rows, &config.data, &config.task, metrics, base)?;
+    if let Some(mut records) = records {
+        records.records.truncate(most);
+        let metrics = text_metrics(&config.run, &config.arguments);
+        validation.generation = Some(generation_task(&records, metrics, config, base)?);
+    }
+    Ok(Box::new(validation))
 }
 
 /// Says how many examples were cut, if any.
@@ -280,17 +335,33 @@ fn as_train_error(folder: &Path, error: MethodError) -> TrainError {
 }
 
 /// Shows a run's progress, and stops it on Ctrl-C.
-struct Watcher<'a> {
+pub(crate) struct Watcher<'a> {
     config: &'a RunConfig,
     interrupt: &'a Interrupt,
-    progress: Progress,
+    pub(crate) progress: Progress,
+    detail: Detail,
     tokens: u64,
     seconds: f64,
 }
 
+/// How much is said of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Steps, evaluations and checkpoints.
+    Everything,
+    /// Steps: one of many runs.
+    Steps,
+}
+
 impl<'a> Watcher<'a> {
-    fn new(config: &'a RunConfig, interrupt: &'a Interrupt) -> Self {
-        Self { config, interrupt, progress: Progress::new(0, 0), tokens: 0, seconds: 0.0 }
+    pub(crate) fn new(config: &'a RunConfig, interrupt: &'a Interrupt, detail: Detail) -> Self {
+        Self { config, interrupt, progress: Progress::new(0, 0), detail, tokens: 0, seconds: 0.0 }
+    }
+
+    fn note(&self, text: &str) {
+        if self.detail == Detail::Everything {
+            self.progress.note(text);
+        }
     }
 }
 
@@ -314,11 +385,11 @@ impl Observer for Watcher<'_> {
     }
 
     fn on_evaluation(&mut self, step: u64, evaluation: &Evaluation) {
-        self.progress.note(&format!("step {step}: validation {}", describe(evaluation)));
+        self.note(&format!("step {step}: validation {}", describe(evaluation)));
     }
 
     fn on_checkpoint(&mut self, path: &Path) {
-        self.progress.note(&format!("saved {}", path.display()));
+        self.note(&format!("saved {}", path.display()));
     }
 
     fn stop_requested(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Evaluation: the loss over a data set, and metrics over generations.
 
 use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
 use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
 
@@ -35,6 +36,17 @@ impl Evaluation {
     }
 }
 
+/// What a model makes of one example, for people to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What it read.
+    pub input: String,
+    /// What would be right; several answers are separated by lines.
+    pub expected: String,
+    /// What it says.
+    pub output: String,
+}
+
 /// A held-out set of any task.
 pub trait HeldOut {
     /// Number of examples.
@@ -60,6 +72,22 @@ pub trait HeldOut {
         workspace: &Workspace,
         limit: BatchLimit,
     ) -> Result<Evaluation, TrainError>;
+
+    /// Tokens of every example that a prediction reads.
+    fn lengths(&self) -> Vec<usize>;
+
+    /// What the model makes of the first `count` examples; of a set of texts without prompts, nothing.
+    ///
+    /// # Errors
+    /// [`TrainError::ExceedsBudget`].
+    fn samples(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        count: usize,
+    ) -> Result<Vec<Sample>, TrainError>;
 }
 
 /// A held-out set of texts: examples for the loss and perhaps prompts for generations.
@@ -105,6 +133,26 @@ impl GenerationTask {
             }
         }
         Ok((measured, texts))
+    }
+
+    /// Continues the first `count` prompts.
+    pub(crate) fn samples(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        count: usize,
+    ) -> Vec<Sample> {
+        let cases = &self.cases[..count.min(self.cases.len())];
+        let prompts: Vec<Vec<u32>> = cases.iter().map(|case| case.prompt_ids.clone()).collect();
+        let texts = generate_all(model, tokenizer, adapter, workspace, &prompts, &self.options, |_| {});
+        let sample = |(case, output): (&GenerationCase, String)| Sample {
+            input: case.prompt.clone(),
+            expected: case.references.join("\n"),
+            output,
+        };
+        cases.iter().zip(texts).map(sample).collect()
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &'static MetricValue> {
@@ -186,5 +234,24 @@ impl HeldOut for Validation {
             evaluation.metrics.extend(task.score(model, tokenizer, adapter, workspace, |_| {})?.0);
         }
         Ok(evaluation)
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        match &self.generation {
+            Some(task) => task.cases.iter().map(|case| case.prompt_ids.len()).collect(),
+            None => self.examples.iter().map(|example| example.ids.len()).collect(),
+        }
+    }
+
+    fn samples(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        count: usize,
+    ) -> Result<Vec<Sample>, TrainError> {
+        let task = self.generation.iter();
+        Ok(task.flat_map(|task| task.samples(model, tokenizer, adapter, workspace, count)).collect())
     }
 }

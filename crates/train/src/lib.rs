@@ -13,6 +13,7 @@ mod memory;
 mod memory_plan;
 mod merge;
 pub mod metrics;
+mod nearest;
 mod optimizer;
 mod run_log;
 mod schedule;
@@ -30,16 +31,17 @@ pub use data::{
     read_records, tokenize,
 };
 pub use error::TrainError;
-pub use evaluate::{Evaluation, GenerationTask, HeldOut, Validation, evaluate_loss, generate_all};
+pub use evaluate::{Evaluation, GenerationTask, HeldOut, Sample, Validation, evaluate_loss, generate_all};
 pub use losses::{Loss, Targets};
-pub use memory::{page_faults, peak_memory};
+pub use memory::{page_faults, peak_memory, reset_peak_memory};
 pub use memory_plan::{ByteSize, GradientCheckpointing, MemoryEstimate};
 pub use merge::merged_tensors;
+pub use nearest::nearest;
 pub use optimizer::{
     Adafactor, AdamW, AdamW8bit, Optimizer, OptimizerName, ParameterGroup, Sgd, StateTensor, StateValues, Update,
     UpdateRule, clip_grad_norm, grad_norm,
 };
-pub use run_log::{EvaluationLine, RunLog, TrainingLine};
+pub use run_log::{EvaluationLine, LogLine, RunLog, TrainingLine, read_log};
 pub use schedule::{LearningRateSchedule, Ramp, SchedulerOptions, SchedulerType};
 pub use step_benchmark::{OperationTime, StepBenchmark, StepMeasurement};
 pub use tasks::{

@@ -55,6 +55,40 @@ impl EvaluationLine {
     }
 }
 
+/// A line of a log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogLine {
+    /// About training.
+    Training(TrainingLine),
+    /// About an evaluation.
+    Evaluation(EvaluationLine),
+}
+
+/// Reads a log.
+///
+/// # Errors
+/// [`TrainError::Io`]; [`TrainError::Damaged`] at a line that is not a log's.
+pub fn read_log(path: &Path) -> Result<Vec<LogLine>, TrainError> {
+    let text = fs::read_to_string(path).map_err(TrainError::io("read", path))?;
+    let line = |(index, line): (usize, &str)| {
+        parse(line).ok_or_else(|| TrainError::Damaged {
+            path: path.to_path_buf(),
+            reason: format!("line {} is not a line of a run log", index + 1),
+        })
+    };
+    text.lines().enumerate().map(line).collect()
+}
+
+fn parse(line: &str) -> Option<LogLine> {
+    let mut fields: serde_json::Map<String, Value> = serde_json::from_str(line).ok()?;
+    let Some(seconds) = fields.remove("eval_runtime") else {
+        return serde_json::from_value(Value::Object(fields)).ok().map(LogLine::Training);
+    };
+    let (step, epoch) = (fields.remove("step")?.as_u64()?, fields.remove("epoch")?.as_f64()?);
+    let metrics = fields.into_iter().map(|(key, value)| (key, value.as_f64().unwrap_or(f64::NAN))).collect();
+    Some(LogLine::Evaluation(EvaluationLine { step, epoch, metrics, eval_runtime: seconds.as_f64()? }))
+}
+
 /// The open log of a run.
 #[derive(Debug)]
 pub struct RunLog {
@@ -156,6 +190,11 @@ mod tests {
         let mut log = RunLog::resume(&stopped, 4).unwrap();
         (5..=8).for_each(|step| log.append(&line(step)).unwrap());
 
+        let read = read_log(&stopped).unwrap();
+        assert_eq!(
+            (read.len(), &read[4], &read[8]),
+            (9, &LogLine::Evaluation(evaluation), &LogLine::Training(line(8)))
+        );
         let text = fs::read_to_string(&stopped).unwrap();
         assert_eq!(text, fs::read_to_string(&straight).unwrap());
         assert_eq!(text.lines().count(), 9);

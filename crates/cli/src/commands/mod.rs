@@ -1,15 +1,20 @@
 //! The commands, one file each.
 
 mod bench;
+mod compare;
 mod completions;
 mod evaluate;
 mod generate;
+mod icl;
 mod inspect;
 mod merge;
 mod predict;
 mod pull;
 mod quickstart;
 mod ranks;
+mod report;
+mod study;
+mod sweep;
 mod train;
 
 use crate::args::{Cli, Command};
@@ -25,6 +30,11 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Predict(args) => predict::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Icl(args) => icl::run(&args),
+        Command::Study(args) => study::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),
     }

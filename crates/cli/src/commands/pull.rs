@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
+use tunesmith_train::nearest;
+
 use crate::args::PullArgs;
 use crate::failure::Misuse;
 use crate::names::{cache_folder, is_hub_name};
-use crate::nearest::nearest;
 use crate::pull::PACKAGED;
 use crate::{hub, terminal};
 

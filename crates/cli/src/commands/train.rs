@@ -73,7 +73,7 @@ fn check_unused(output: &Path) -> anyhow::Result<()> {
 }
 
 fn describe_run(training: &Training, trainable: usize) -> String {
-    let all: usize = training.base.model().tensors().iter().map(|(_, _, shape)| shape.iter().product::<usize>()).sum();
+    let all = training.base.values();
     let data = &training.train;
     let validation = training.validation.as_ref().map(|set| format!(", {} for validation", set.len()));
     format!(

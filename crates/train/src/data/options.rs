@@ -52,12 +52,33 @@ pub struct DataOptions {
     /// Tokens of an example, at most. Default: the model's context.
     #[serde(default)]
     pub max_length: Option<usize>,
+    /// Examples to train on, at most: the first ones of the file. Default: all.
+    #[serde(default)]
+    pub max_train_samples: Option<usize>,
+    /// Examples to evaluate on, at most: the first ones of the file. Default: all.
+    #[serde(default)]
+    pub max_eval_samples: Option<usize>,
+    /// Without a `validation_file`: how much of the training file, from its beginning, is held out to evaluate on, in
+    /// percent. Default: nothing.
+    #[serde(default)]
+    pub validation_split_percentage: Option<u32>,
     /// Whether a longer example is cut to its first `max_length` tokens; otherwise it is an error. Default false.
     #[serde(default)]
     pub truncate: bool,
 }
 
 impl DataOptions {
+    /// Whether there is something to evaluate on.
+    pub fn has_validation(&self) -> bool {
+        self.validation_file.is_some() || self.validation_split_percentage.is_some()
+    }
+
+    /// How many of a training file's `rows` are held out: at least one, and never all.
+    pub fn held_out(&self, rows: usize) -> usize {
+        let share = |percent: u32| (rows * percent as usize).div_ceil(100);
+        self.validation_split_percentage.map_or(0, |percent| share(percent).min(rows.saturating_sub(1)))
+    }
+
     /// Checks what can be checked without the data; `context` is the most tokens that the model takes.
     ///
     /// # Errors
@@ -83,6 +104,21 @@ impl DataOptions {
                 "prompt_column/completion_column, text_column and messages_column exclude each other: keep one kind"
                     .to_owned(),
             );
+        }
+        for (key, value) in [("max_train_samples", self.max_train_samples), ("max_eval_samples", self.max_eval_samples)]
+        {
+            if value == Some(0) {
+                problems.push(format!("{key} is 0, must be at least 1"));
+            }
+        }
+        match self.validation_split_percentage {
+            Some(_) if self.validation_file.is_some() => {
+                problems.push("validation_split_percentage and validation_file are both given: keep one".to_owned())
+            }
+            Some(percent) if !(1..100).contains(&percent) => {
+                problems.push(format!("validation_split_percentage is {percent}, must be from 1 to 99"));
+            }
+            _ => {}
         }
         match self.max_length {
             Some(0) => problems.push("max_length is 0, must be at least 1".to_owned()),

@@ -35,6 +35,15 @@ pub struct Records {
     pub records: Vec<(usize, Record)>,
 }
 
+impl Records {
+    /// Takes the first `count` records out.
+    #[must_use]
+    pub fn take_first(&mut self, count: usize) -> Self {
+        let rest = self.records.split_off(count.min(self.records.len()));
+        Self { path: self.path.clone(), records: std::mem::replace(&mut self.records, rest) }
+    }
+}
+
 /// Reads the records of `path`.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use super::{
     exact_match, f1, logical_form_accuracy, matthews_correlation, mean_meteor, mean_squared_error, pearson, seqeval,
     spearman, squad,
 };
-use crate::TrainError;
+use crate::{TrainError, nearest};
 
 /// A metric, as configurations, logs and reports name it.
 #[derive(Debug)]
@@ -276,7 +276,7 @@ impl Metric {
     }
 
     /// Its values with their keys.
-    pub(crate) fn named(&self, values: Vec<f64>) -> impl Iterator<Item = (String, f64)> {
+    pub fn named(&self, values: Vec<f64>) -> impl Iterator<Item = (String, f64)> {
         debug_assert_eq!(values.len(), self.values.len(), "{}", self.name);
         self.values.iter().map(|value| value.key.to_owned()).zip(values)
     }
@@ -352,15 +352,9 @@ impl<'de> Deserialize<'de> for MetricValue {
     }
 }
 
-/// Likeness below which a name is not what was meant.
-const NEAR: f64 = 0.5;
-
 fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> TrainError {
     let known: Vec<&str> = known.collect();
-    let lower = name.to_lowercase();
-    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&lower, &known.to_lowercase());
-    let near = known.iter().map(|known| (likeness(known), *known)).filter(|(likeness, _)| *likeness >= NEAR);
-    let nearest = near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known);
+    let nearest = nearest(name, known.iter().copied());
     TrainError::UnknownMetric { name: name.to_owned(), nearest, known }
 }
 

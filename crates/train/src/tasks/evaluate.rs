@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use tunesmith_models::{HeadInfo, Model, ProblemType, Task, TextTokenizer};
 use tunesmith_tensor::{Adapter, IGNORED_TARGET, Matrix, Workspace};
 
-use crate::evaluate::{Evaluation, GenerationTask, HeldOut};
+use crate::evaluate::{Evaluation, GenerationTask, HeldOut, Sample};
 use crate::metrics::{Metric, Scorer};
 use crate::tasks::outputs::{Outputs, outputs};
 use crate::tasks::{Target, TaskDataset, TaskOptions, spans};
@@ -192,6 +192,47 @@ impl TaskValidation {
     }
 }
 
+/// Examples of which samples are shown run together.
+const SAMPLE_BATCH: usize = 16;
+
+impl TaskValidation {
+    /// A prediction beside what was read and what is right, in words; none of what has none.
+    fn sample(&self, place: usize, prediction: &Prediction, tokenizer: &TextTokenizer) -> Option<Sample> {
+        let names = |places: &mut dyn Iterator<Item = usize>| {
+            places.map(|place| self.labels.get(place).cloned().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+        };
+        if let (Prediction::Answer(output, _), Some(question)) = (prediction, self.dataset.questions.get(place)) {
+            let window = self.dataset.examples.get(question.windows.first()?.example)?;
+            let (input, expected) = (tokenizer.decode(&window.ids, true), question.answers.join("\n"));
+            return Some(Sample { input, expected, output: output.clone() });
+        }
+        let example = self.dataset.examples.get(place)?;
+        let set = |flags: &mut dyn Iterator<Item = bool>| {
+            names(&mut flags.enumerate().filter(|(_, on)| *on).map(|(at, _)| at))
+        };
+        let (expected, output) = match (prediction, &example.target) {
+            (Prediction::Class(class, _), Target::Class(label)) => {
+                (names(&mut std::iter::once(*label as usize)), names(&mut std::iter::once(*class)))
+            }
+            (Prediction::Flags(flags, _), Target::Flags(truth)) => {
+                (set(&mut truth.iter().map(|flag| *flag > 0.5)), set(&mut flags.iter().copied()))
+            }
+            (Prediction::Numbers(found), Target::Numbers(truth)) => {
+                let shown = |values: &mut dyn Iterator<Item = f64>| {
+                    values.map(|value| format!("{value:.2}")).collect::<Vec<_>>().join(" ")
+                };
+                (shown(&mut truth.iter().map(|value| f64::from(*value))), shown(&mut found.iter().copied()))
+            }
+            (Prediction::Tags(found), Target::Tags(truth)) => {
+                let truth = truth.iter().filter(|class| **class != IGNORED_TARGET).map(|class| *class as usize);
+                (names(&mut { truth }), names(&mut found.iter().copied()))
+            }
+            _ => return None,
+        };
+        Some(Sample { input: self.dataset.text(place, tokenizer), expected, output })
+    }
+}
+
 /// The class of each word, by its first token.
 fn tags(rows: &Matrix, target: &Target) -> Vec<usize> {
     let Target::Tags(classes) = target else { return Vec::new() };
@@ -243,5 +284,38 @@ impl HeldOut for TaskValidation {
         metrics.insert("loss".to_owned(), outputs.loss / outputs.labelled.max(1) as f64);
         metrics.extend(self.score(&self.predictions(&outputs))?);
         Ok(Evaluation { metrics, tokens: outputs.labelled })
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        match &self.generation {
+            Some(task) => task.cases.iter().map(|case| case.prompt_ids.len()).collect(),
+            None => self.dataset.examples.iter().map(|example| example.ids.len()).collect(),
+        }
+    }
+
+    fn samples(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapter: Option<&Adapter>,
+        workspace: &Workspace,
+        count: usize,
+    ) -> Result<Vec<Sample>, TrainError> {
+        if self.task == Task::Seq2SeqLm {
+            let task = self.generation.iter();
+            return Ok(task.flat_map(|task| task.samples(model, tokenizer, adapter, workspace, count)).collect());
+        }
+        let first = self.dataset.first(count);
+        let outputs = outputs(&first, model, adapter, workspace, BatchLimit::Sequences(SAMPLE_BATCH))?;
+        let set = Self {
+            dataset: first,
+            options: self.options.clone(),
+            metrics: Vec::new(),
+            generation: None,
+            labels: self.labels.clone(),
+            ..*self
+        };
+        let predictions = set.predictions(&outputs);
+        Ok(predictions.iter().enumerate().filter_map(|(place, found)| set.sample(place, found, tokenizer)).collect())
     }
 }

@@ -146,6 +146,29 @@ impl TaskDataset {
         Self { examples: Vec::new(), truncated: 0, words: Vec::new(), questions: Vec::new(), decoder }
     }
 
+    /// The first `count` examples; of questions, their windows.
+    pub(crate) fn first(&self, count: usize) -> Self {
+        let questions = self.questions[..count.min(self.questions.len())].to_vec();
+        let windows = questions.iter().flat_map(|question| &question.windows).map(|window| window.example + 1);
+        let examples = if self.questions.is_empty() { count } else { windows.max().unwrap_or(0) };
+        let cut = examples.min(self.examples.len());
+        Self {
+            examples: self.examples[..cut].to_vec(),
+            truncated: 0,
+            words: self.words[..cut.min(self.words.len())].to_vec(),
+            questions,
+            decoder: self.decoder,
+        }
+    }
+
+    /// The text that an example's tokens stand for; the texts of a pair a line each.
+    pub(crate) fn text(&self, example: usize, tokenizer: &TextTokenizer) -> String {
+        let TaskExample { ids, token_type_ids, .. } = &self.examples[example];
+        let second = token_type_ids.iter().position(|of| *of != 0).unwrap_or(ids.len());
+        let parts = [&ids[..second], &ids[second..]].map(|part| tokenizer.decode(part, true));
+        parts.join("\n").trim_end().to_owned()
+    }
+
     /// A batch of some of the examples.
     pub fn batch_of(&self, indices: &[usize]) -> Batch {
         let examples: Vec<&TaskExample> = indices.iter().map(|index| &self.examples[*index]).collect();

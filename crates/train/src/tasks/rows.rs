@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::data::problems::Problems;
 use crate::data::rows::{Row, kind_of_value, read_rows};
@@ -25,6 +25,18 @@ impl TaskRows {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// The named values of each row.
+    pub fn fields(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        self.rows.iter().map(|row| &row.fields)
+    }
+
+    /// Takes the first `count` out.
+    #[must_use]
+    pub fn take_first(&mut self, count: usize) -> Self {
+        let rest = self.rows.split_off(count.min(self.rows.len()));
+        Self { path: self.path.clone(), rows: std::mem::replace(&mut self.rows, rest) }
     }
 
     /// Keeps the first `count`.

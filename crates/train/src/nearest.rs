@@ -6,7 +6,7 @@ const NEAR: f64 = 0.6;
 const BEGINNING: f64 = 0.8;
 
 /// The candidate most like `wanted`, if one is near.
-pub(crate) fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = wanted.to_lowercase();
     let likeness = |name: &str| {
         let name = name.to_lowercase();

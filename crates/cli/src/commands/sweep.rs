@@ -1,0 +1,13 @@
+//! `tunesmith sweep`: runs over the values of keys.
+
+use crate::args::StudyFileArgs;
+use crate::commands::study::{read_study, run_file};
+use crate::failure::Misuse;
+
+pub(crate) fn run(args: &StudyFileArgs) -> anyhow::Result<()> {
+    let (origin, file) = read_study(&args.config, &args.options)?;
+    if file.vary.is_empty() {
+        return Err(Misuse(format!("{origin} varies no keys: `tunesmith sweep --help` shows how")).into());
+    }
+    run_file(&origin, &file, &args.options)
+}
