@@ -1,5 +1,7 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod glue;
+mod glue_results;
 mod method_results;
 mod methods;
 mod peers;
@@ -18,6 +20,9 @@ enum Command {
     BenchPeers(peers::BenchPeers),
     /// Trains each method on the E2E sample with the same small budget, and writes bench/results/methods-DATE.json
     BenchMethods(methods::BenchMethods),
+    /// Measures quality on tasks of GLUE beside HF PEFT, and writes bench/results/glue-DATE.json; what stands there already is
+    /// not measured again
+    BenchGlue(glue::BenchGlue),
     /// Writes the tables of the latest results into README.md
     Readme,
 }
@@ -26,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::BenchPeers(arguments) => peers::run(&arguments),
         Command::BenchMethods(arguments) => methods::run(&arguments),
+        Command::BenchGlue(arguments) => glue::run(&arguments),
         Command::Readme => readme::write(&repository()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::results::results_folder;
+use crate::results::{latest_named, results_folder};
 
 /// What was measured on one machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,13 +66,7 @@ impl MethodResults {
 
     /// The latest ones; `None` where nothing has been measured.
     pub(crate) fn latest(repository: &Path) -> anyhow::Result<Option<Self>> {
-        let entries = fs::read_dir(results_folder(repository)).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        // Dates sort as text does.
-        let Some(name) = names.filter(|name| name.starts_with(PREFIX)).max() else { return Ok(None) };
-        let path = results_folder(repository).join(name);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display())).map(Some)
+        latest_named(repository, PREFIX)
     }
 
     /// A table in Markdown.

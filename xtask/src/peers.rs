@@ -122,7 +122,7 @@ impl Training {
 }
 
 /// The JSON on the last line of what a command prints.
-fn result(command: &mut Command) -> anyhow::Result<Value> {
+pub(crate) fn result(command: &mut Command) -> anyhow::Result<Value> {
     let Output { status, stdout, stderr } = command.output().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&stderr));
     let text = String::from_utf8(stdout).context("the output is no text")?;
@@ -147,7 +147,7 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
 }
 
 /// The Python of a virtual environment that has the peers.
-fn python(venv: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub(crate) fn python(venv: Option<&Path>) -> anyhow::Result<PathBuf> {
     let folder = match venv {
         Some(folder) => folder.to_path_buf(),
         None => {
@@ -173,7 +173,7 @@ fn python(venv: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-fn versions(python: &Path) -> anyhow::Result<String> {
+pub(crate) fn versions(python: &Path) -> anyhow::Result<String> {
     let code = "import peft, torch, transformers; \
                 print(f'PEFT {peft.__version__} on transformers {transformers.__version__} and PyTorch {torch.__version__}')";
     let output = Command::new(python).args(["-c", code]).output().context("cannot run python")?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::glue_results::GlueResults;
 use crate::method_results::MethodResults;
 use crate::results::Results;
 
@@ -25,7 +26,15 @@ fn with_tables(text: &str, repository: &Path) -> anyhow::Result<String> {
     );
     let methods = MethodResults::latest(repository)?
         .map_or_else(|| "Not measured yet: `cargo xtask bench-methods` does.\n".to_owned(), |results| results.table());
-    with_table(&with_table(text, "benchmarks", &peers)?, "methods", &methods)
+    let glue = match GlueResults::latest(repository)? {
+        Some(results) => results.table(&crate::glue::methods(repository)?),
+        None => "Not measured yet: `cargo xtask bench-glue` does.\n".to_owned(),
+    };
+    let mut text = text.to_owned();
+    for (name, table) in [("benchmarks", peers), ("methods", methods), ("glue", glue)] {
+        text = with_table(&text, name, &table)?;
+    }
+    Ok(text)
 }
 
 /// `text` with `table` between the markers of that name.

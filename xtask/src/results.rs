@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// What was measured on one machine in one run.
@@ -63,6 +64,18 @@ pub(crate) fn results_folder(repository: &Path) -> PathBuf {
     repository.join("bench").join("results")
 }
 
+/// The latest results of a kind, whose files are named `PREFIX` and a date; `None` where nothing has been measured.
+pub(crate) fn latest_named<T: DeserializeOwned>(repository: &Path, prefix: &str) -> anyhow::Result<Option<T>> {
+    let entries = fs::read_dir(results_folder(repository)).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_date = |rest: &str| rest.ends_with(".json") && rest.starts_with(|first: char| first.is_ascii_digit());
+    // Dates sort as text does.
+    let Some(name) = names.filter(|name| name.strip_prefix(prefix).is_some_and(is_date)).max() else { return Ok(None) };
+    let path = results_folder(repository).join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display())).map(Some)
+}
+
 impl Results {
     /// Writes them, and returns where.
     pub(crate) fn save(&self, repository: &Path) -> anyhow::Result<PathBuf> {
@@ -76,16 +89,7 @@ impl Results {
 
     /// The latest ones; `None` where nothing has been measured.
     pub(crate) fn latest(repository: &Path) -> anyhow::Result<Option<Self>> {
-        let Ok(entries) = fs::read_dir(results_folder(repository)) else { return Ok(None) };
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        // Dates sort as text does; other results have a word before the date.
-        let is_ours = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(|first: char| first.is_ascii_digit()) && name.ends_with(".json")
-        };
-        let Some(path) = paths.filter(is_ours).max() else { return Ok(None) };
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display())).map(Some)
+        latest_named(repository, "")
     }
 
     /// A table in Markdown.
