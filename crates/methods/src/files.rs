@@ -107,8 +107,37 @@ pub(crate) fn parts(folder: &Path) -> Result<Vec<PathBuf>, MethodError> {
     Ok(parts.adapters.iter().map(|name| folder.join(name)).collect())
 }
 
+/// The bytes of an adapter's files, a part for each method.
+#[derive(Clone, Debug)]
+pub struct AdapterFiles {
+    /// Where they came from, for messages.
+    pub folder: PathBuf,
+    /// `adapter_config.json` and the safetensors file of each part.
+    pub parts: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The configuration and the safetensors file of each part of the adapter in a folder, whether they exist or not.
+///
+/// # Errors
+/// If the list of parts cannot be read.
+pub fn adapter_paths(folder: &Path) -> Result<Vec<(PathBuf, PathBuf)>, MethodError> {
+    Ok(parts(folder)?.into_iter().map(|part| (part.join(CONFIG_FILE), weights_file(&part))).collect())
+}
+
+/// Makes an adapter for `model` from bytes that have been read, as [`load_adapter`] does from a folder.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn adapter_from(files: &AdapterFiles, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
+    let part = |(config, weights): &(Vec<u8>, Vec<u8>)| {
+        let (config, warnings) = config_from(&files.folder.join(CONFIG_FILE), config)?;
+        part_from(&files.folder, &files.folder.join(WEIGHTS_FILE), config, warnings, weights, model)
+    };
+    join(files.parts.iter().map(part), model)
+}
+
 fn load_part(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
-    let (config, mut warnings) = load_part_config(folder)?;
+    let (config, warnings) = load_part_config(folder)?;
     let foreign = config.method().foreign_file().is_some();
     let (weights, pickle) = match foreign {
         true => (adapter_hub::WEIGHTS_FILE, adapter_hub::PICKLE_FILE),
@@ -125,8 +154,20 @@ fn load_part(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter
         });
     }
     let bytes = fs::read(&file).map_err(io_error("read", &file))?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|source| MethodError::DamagedWeights { file: file.clone(), source })?;
+    part_from(folder, &file, config, warnings, &bytes, model)
+}
+
+/// One part of an adapter from its configuration and the bytes of its weights.
+fn part_from(
+    folder: &Path,
+    file: &Path,
+    config: MethodConfig,
+    mut warnings: Vec<String>,
+    bytes: &[u8],
+    model: &ModelDescription<'_>,
+) -> Result<BuiltAdapter, MethodError> {
+    let tensors = SafeTensors::deserialize(bytes)
+        .map_err(|source| MethodError::DamagedWeights { file: file.to_owned(), source })?;
     // What the tensors start from does not matter: every one of them is read.
     let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: Some(&tensors) };
     let mut built = build_at(&config, &place).map_err(|source| MethodError::AnotherModel {
@@ -134,7 +175,7 @@ fn load_part(folder: &Path, model: &ModelDescription<'_>) -> Result<BuiltAdapter
         made_for: config.common().base_model_name_or_path.clone(),
         source: Box::new(source),
     })?;
-    let (values, forgotten) = read_tensors(&file, &tensors, &built, model)?;
+    let (values, forgotten) = read_tensors(file, &tensors, &built, model)?;
     for parameter in built.adapter.parameters_mut() {
         if let Some(values) = values.get(parameter.name()) {
             parameter.value_mut().data_mut().copy_from_slice(values);
@@ -175,7 +216,11 @@ fn load_part_config(folder: &Path) -> Result<(MethodConfig, Vec<String>), Method
             io_error("read", &file)(error)
         }
     })?;
-    let value = serde_json::from_slice(&text).map_err(|source| MethodError::Json { path: file.clone(), source })?;
+    config_from(&file, &text)
+}
+
+fn config_from(file: &Path, text: &[u8]) -> Result<(MethodConfig, Vec<String>), MethodError> {
+    let value = serde_json::from_slice(text).map_err(|source| MethodError::Json { path: file.to_owned(), source })?;
     let value = if adapter_hub::is_file(&value) { adapter_hub::from_file(&value) } else { value };
     MethodConfig::from_adapter_config(&value, &file.display().to_string())
 }

@@ -73,7 +73,7 @@ pub use config::MethodConfig;
 pub use description::{ModelDescription, Tokenize};
 pub use dylora::{DyLoraConfig, DyLoraTuner, at_rank};
 pub use error::{ConfigProblem, MethodError, Misshapen, TensorProblems, UnmatchedEntry};
-pub use files::{load_adapter, load_config, save_adapter};
+pub use files::{AdapterFiles, adapter_from, adapter_paths, load_adapter, load_config, save_adapter};
 pub use full::FullTuner;
 pub use full_fine_tuning::FullConfig;
 pub use houlsby::HoulsbyConfig;

@@ -1,8 +1,13 @@
-//! Keys and values of the tokens that a model has already seen, one entry a sequence.
+//! Keys and values of the tokens that a model has already seen, one entry a sequence, in pages that sequences may share.
 
-use tunesmith_tensor::{KeyValueRows, Matrix, Segments};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tunesmith_tensor::{KeyValuePages, KeyValueRows, Matrix, Segments};
 
 use crate::model::{ModelInfo, ModelKind};
+
+/// Tokens of a full page.
+pub const PAGE_TOKENS: usize = 64;
 
 /// The caches of a batch's sequences, in the batch's order.
 #[derive(Debug, Default)]
@@ -10,12 +15,34 @@ pub struct Cache {
     sequences: Vec<SequenceCache>,
 }
 
+/// The cache of one sequence. A clone shares the pages that are there; what is added later belongs to each alone.
 #[derive(Clone, Debug)]
-struct SequenceCache {
-    /// Keys and values of each block's self-attention, rows of `[tokens, kv_heads · head_dim]`.
-    blocks: Vec<Rows>,
+pub struct SequenceCache {
+    pages: Vec<Arc<Page>>,
     /// Keys and values of each block's attention to the encoder's outputs; without an entry where there is no encoder.
-    cross: Vec<Rows>,
+    cross: Arc<Vec<Rows>>,
+    buffers: PageBuffers,
+}
+
+/// Keys and values of some consecutive tokens of a sequence in all blocks, or of its virtual tokens.
+#[derive(Debug)]
+pub struct Page {
+    /// Rows that each block has.
+    filled: Vec<usize>,
+    capacity: usize,
+    /// Whether nothing is added any more, full or not.
+    is_closed: bool,
+    cols: usize,
+    /// For each block the keys, then the values, `[capacity, cols]` each.
+    data: Vec<f32>,
+    buffers: PageBuffers,
+}
+
+/// Buffers of pages that are no longer used, for those to come. Clones share them.
+#[derive(Clone, Debug)]
+pub struct PageBuffers {
+    free: Arc<Mutex<Vec<Vec<f32>>>>,
+    blocks: usize,
     cols: usize,
 }
 
@@ -25,16 +52,152 @@ struct Rows {
     values: Vec<f32>,
 }
 
+impl PageBuffers {
+    /// Buffers for a model.
+    pub fn new(model: &ModelInfo) -> Self {
+        Self { free: Arc::default(), blocks: model.blocks, cols: model.kv_heads * model.head_dim }
+    }
+
+    /// Bytes of a full page.
+    pub fn page_bytes(&self) -> usize {
+        self.floats(PAGE_TOKENS) * size_of::<f32>()
+    }
+
+    fn floats(&self, capacity: usize) -> usize {
+        2 * self.blocks * capacity * self.cols
+    }
+
+    fn page(&self, capacity: usize) -> Page {
+        let floats = self.floats(capacity);
+        let pooled =
+            if capacity == PAGE_TOKENS { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() } else { None };
+        let data = pooled.unwrap_or_else(|| vec![0.0; floats]);
+        Page { filled: vec![0; self.blocks], capacity, is_closed: false, cols: self.cols, data, buffers: self.clone() }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        if self.capacity == PAGE_TOKENS {
+            let data = std::mem::take(&mut self.data);
+            self.buffers.free.lock().unwrap_or_else(PoisonError::into_inner).push(data);
+        }
+    }
+}
+
+impl Clone for Page {
+    fn clone(&self) -> Self {
+        let mut page = self.buffers.page(self.capacity);
+        page.data.copy_from_slice(&self.data);
+        page.filled.clone_from(&self.filled);
+        page.is_closed = self.is_closed;
+        page
+    }
+}
+
+impl Page {
+    /// Tokens that it holds.
+    pub fn tokens(&self) -> usize {
+        self.filled.first().copied().unwrap_or(0)
+    }
+
+    /// Whether nothing is added any more, although there may be room.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Where a block's keys begin; its values follow.
+    fn start(&self, block: usize) -> usize {
+        2 * block * self.capacity * self.cols
+    }
+
+    fn rows(&self, block: usize) -> KeyValueRows<'_> {
+        let (start, floats) = (self.start(block), self.filled[block] * self.cols);
+        let values = start + self.capacity * self.cols;
+        KeyValueRows { keys: &self.data[start..start + floats], values: &self.data[values..values + floats] }
+    }
+
+    /// Adds rows to one block; there is room for them.
+    fn push(&mut self, block: usize, keys: &[f32], values: &[f32]) {
+        let start = self.start(block) + self.filled[block] * self.cols;
+        let values_start = start + self.capacity * self.cols;
+        self.data[start..start + keys.len()].copy_from_slice(keys);
+        self.data[values_start..values_start + values.len()].copy_from_slice(values);
+        self.filled[block] += keys.len() / self.cols;
+    }
+
+    fn room(&self, block: usize) -> usize {
+        if self.is_closed { 0 } else { self.capacity - self.filled[block] }
+    }
+}
+
+impl SequenceCache {
+    /// An empty cache of a model, with pages from `buffers`.
+    pub fn new(model: &ModelInfo, buffers: &PageBuffers) -> Self {
+        let cross = if matches!(model.kind, ModelKind::EncoderDecoder { .. }) { model.blocks } else { 0 };
+        Self { pages: Vec::new(), cross: Arc::new(vec![Rows::default(); cross]), buffers: buffers.clone() }
+    }
+
+    /// Begins with pages that other sequences filled.
+    ///
+    /// # Panics
+    /// If something is there already.
+    pub fn begin_with(&mut self, pages: Vec<Arc<Page>>) {
+        assert!(self.pages.is_empty(), "shared pages are a sequence's first");
+        self.pages = pages;
+    }
+
+    /// The pages, in order. All but the last are full or hold virtual tokens.
+    pub fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
+    }
+
+    /// Ends the last page: what comes begins another one.
+    pub fn end_page(&mut self) {
+        if let Some(page) = self.pages.last_mut().map(Arc::make_mut) {
+            page.is_closed = true;
+        }
+    }
+
+    /// Tokens (virtual ones included) that it holds; the decoder's, where there are two stacks.
+    pub fn length(&self) -> usize {
+        self.pages.iter().map(|page| page.tokens()).sum()
+    }
+
+    /// Adds rows of one block.
+    fn push(&mut self, block: usize, keys: &[f32], values: &[f32]) {
+        let cols = self.buffers.cols;
+        let (mut keys, mut values) = (keys, values);
+        // The first page with room in this block: all blocks of a pass fill the same pages.
+        let mut place = self.pages.iter().rposition(|page| page.room(block) == 0).map_or(0, |place| place + 1);
+        while !keys.is_empty() {
+            if place == self.pages.len() {
+                self.pages.push(Arc::new(self.buffers.page(PAGE_TOKENS)));
+            }
+            let page = Arc::make_mut(&mut self.pages[place]);
+            let floats = (page.room(block) * cols).min(keys.len());
+            page.push(block, &keys[..floats], &values[..floats]);
+            (keys, values) = (&keys[floats..], &values[floats..]);
+            place += 1;
+        }
+    }
+}
+
 impl Cache {
     /// Empty caches for `sequences` sequences of a model.
     pub fn new(sequences: usize, model: &ModelInfo) -> Self {
-        let cross = if matches!(model.kind, ModelKind::EncoderDecoder { .. }) { model.blocks } else { 0 };
-        let empty = || SequenceCache {
-            blocks: vec![Rows::default(); model.blocks],
-            cross: vec![Rows::default(); cross],
-            cols: model.kv_heads * model.head_dim,
-        };
-        Self { sequences: std::iter::repeat_with(empty).take(sequences).collect() }
+        let buffers = PageBuffers::new(model);
+        Self { sequences: std::iter::repeat_with(|| SequenceCache::new(model, &buffers)).take(sequences).collect() }
+    }
+
+    /// The caches of a batch's sequences, in order.
+    pub fn of(sequences: Vec<SequenceCache>) -> Self {
+        Self { sequences }
+    }
+
+    /// The caches of the sequences, in order.
+    pub fn into_sequences(self) -> Vec<SequenceCache> {
+        self.sequences
     }
 
     /// Number of sequences.
@@ -49,8 +212,7 @@ impl Cache {
 
     /// Tokens (virtual ones included) that a sequence has in its cache; the decoder's, where there are two stacks.
     pub fn length(&self, sequence: usize) -> usize {
-        let cache = &self.sequences[sequence];
-        cache.blocks.first().map_or(0, |rows| rows.keys.len() / cache.cols)
+        self.sequences[sequence].length()
     }
 
     /// The lengths of all sequences.
@@ -61,9 +223,13 @@ impl Cache {
     /// The keys and the values of a sequence in one block, each `[tokens, kv_heads · head_dim]`.
     pub fn keys_and_values(&self, sequence: usize, block: usize) -> (Matrix, Matrix) {
         let cache = &self.sequences[sequence];
-        let Rows { keys, values } = &cache.blocks[block];
-        let matrix = |rows: &Vec<f32>| Matrix::from_vec(rows.len() / cache.cols, cache.cols, rows.clone());
-        (matrix(keys), matrix(values))
+        let cols = cache.buffers.cols;
+        let rows: Vec<KeyValueRows<'_>> = cache.pages.iter().map(|page| page.rows(block)).collect();
+        let matrix = |side: fn(&KeyValueRows<'_>) -> Vec<f32>| {
+            let values: Vec<f32> = rows.iter().flat_map(side).collect();
+            Matrix::from_vec(values.len() / cols, cols, values)
+        };
+        (matrix(|rows| rows.keys.to_vec()), matrix(|rows| rows.values.to_vec()))
     }
 
     /// Adds the sequences of another cache after this one's.
@@ -79,55 +245,38 @@ impl Cache {
 
     /// Makes the sequences those that `chosen` names, in that order; one may be named several times.
     pub(crate) fn select(&mut self, chosen: &[usize]) {
-        let mut uses = vec![0; self.sequences.len()];
-        chosen.iter().for_each(|sequence| uses[*sequence] += 1);
-        let mut old: Vec<Option<SequenceCache>> = std::mem::take(&mut self.sequences).into_iter().map(Some).collect();
-        let take = |sequence: &usize| {
-            uses[*sequence] -= 1;
-            let cache = &mut old[*sequence];
-            let taken = if uses[*sequence] == 0 { cache.take() } else { cache.clone() };
-            taken.expect("a cache is moved out only at its last use")
-        };
-        self.sequences = chosen.iter().map(take).collect();
+        self.sequences = chosen.iter().map(|sequence| self.sequences[*sequence].clone()).collect();
     }
 
     /// Adds the batch's keys and values, both `[tokens, kv_heads · head_dim]`, to one block's rows.
     pub(crate) fn push(&mut self, block: usize, segments: &Segments, keys: &Matrix, values: &Matrix) {
-        self.extend(segments, keys, values, |cache| &mut cache.blocks[block]);
+        let cols = keys.cols();
+        for (cache, range) in self.sequences.iter_mut().zip(segments.ranges()) {
+            let floats = range.start * cols..range.end * cols;
+            cache.push(block, &keys.data()[floats.clone()], &values.data()[floats]);
+        }
     }
 
     /// All rows of one block, sequence by sequence.
-    pub(crate) fn rows(&self, block: usize) -> Vec<KeyValueRows<'_>> {
-        self.views(|cache| &cache.blocks[block])
+    pub(crate) fn rows(&self, block: usize) -> Vec<KeyValuePages<'_>> {
+        let pages = self.sequences.iter().map(|cache| cache.pages.iter().map(|page| page.rows(block)).collect());
+        pages.map(|pages| KeyValuePages { pages }).collect()
     }
 
     /// Adds keys and values of the encoder's outputs, both `[tokens, kv_heads · head_dim]`, to one block's rows.
     pub(crate) fn push_cross(&mut self, block: usize, segments: &Segments, keys: &Matrix, values: &Matrix) {
-        self.extend(segments, keys, values, |cache| &mut cache.cross[block]);
-    }
-
-    /// All rows of the encoder's outputs of one block, sequence by sequence.
-    pub(crate) fn cross_rows(&self, block: usize) -> Vec<KeyValueRows<'_>> {
-        self.views(|cache| &cache.cross[block])
-    }
-
-    fn extend(
-        &mut self,
-        segments: &Segments,
-        keys: &Matrix,
-        values: &Matrix,
-        rows: impl Fn(&mut SequenceCache) -> &mut Rows,
-    ) {
+        let cols = keys.cols();
         for (cache, range) in self.sequences.iter_mut().zip(segments.ranges()) {
-            let floats = range.start * cache.cols..range.end * cache.cols;
-            let rows = rows(cache);
+            let floats = range.start * cols..range.end * cols;
+            let rows = &mut Arc::make_mut(&mut cache.cross)[block];
             rows.keys.extend_from_slice(&keys.data()[floats.clone()]);
             rows.values.extend_from_slice(&values.data()[floats]);
         }
     }
 
-    fn views(&self, rows: impl Fn(&SequenceCache) -> &Rows) -> Vec<KeyValueRows<'_>> {
-        let rows = self.sequences.iter().map(rows);
-        rows.map(|rows| KeyValueRows { keys: &rows.keys, values: &rows.values }).collect()
+    /// All rows of the encoder's outputs of one block, sequence by sequence.
+    pub(crate) fn cross_rows(&self, block: usize) -> Vec<KeyValuePages<'_>> {
+        let rows = self.sequences.iter().map(|cache| &cache.cross[block]);
+        rows.map(|rows| KeyValueRows { keys: &rows.keys, values: &rows.values }.into()).collect()
     }
 }

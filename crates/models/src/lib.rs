@@ -41,7 +41,7 @@ mod tokenizer;
 mod weights;
 
 pub use beam_search::{BeamSearch, EarlyStopping, Hypothesis, beam_search, search};
-pub use cache::Cache;
+pub use cache::{Cache, PAGE_TOKENS, Page, PageBuffers, SequenceCache};
 pub use chat::{Message, Turn};
 pub use error::{ModelError, TensorProblem};
 pub use generate::{FinishReason, Generated, GenerationOptions, generate};
@@ -53,6 +53,7 @@ pub use load::{
     LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in, load_model_quantized, load_model_with,
 };
 pub use model::{DecoderInputs, Inputs, Model, ModelInfo, ModelKind};
+pub use next_token::{Addition, add_tokens};
 pub use number_format::NumberFormat;
 pub use pieces::{Origin, Pieces};
 pub use quantization::QuantizationOptions;
@@ -60,5 +61,6 @@ pub use safetensors::Safetensors;
 pub use sampling::Sampling;
 pub use save::save_folder;
 pub use task::{HeadInfo, HeadOptions, ProblemType, Task};
+pub use text_stream::TextStream;
 pub use tokenizer::{EncodedChat, TextTokenizer};
 pub use weights::{StoredTensor, WeightSource};

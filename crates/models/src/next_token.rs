@@ -36,37 +36,60 @@ pub(crate) fn next_logits(
     sequences: &[Sequence<'_>],
     cache: &mut Cache,
 ) -> Var {
-    let is_fresh = |sequence: usize| cache.length(sequence) == 0;
-    let fresh = |(number, sequence): (usize, &Sequence<'_>)| {
-        let new = if is_fresh(number) { 0 } else { sequence.tokens.len() - 1 };
-        sequence.tokens[new..].to_vec()
+    let additions = sequences.iter().enumerate().map(|(number, sequence)| {
+        let is_fresh = cache.length(number) == 0;
+        Addition {
+            adapter: sequence.adapter,
+            source: if is_fresh { sequence.source } else { &[] },
+            tokens: if is_fresh { sequence.tokens } else { &sequence.tokens[sequence.tokens.len() - 1..] },
+            answers: true,
+        }
+    });
+    let additions: Vec<Addition<'_>> = additions.collect();
+    add_tokens(model, workspace, &additions, cache)
+}
+
+/// What a pass adds to a sequence with a cache.
+#[derive(Clone, Copy)]
+pub struct Addition<'a> {
+    /// The sequence's adapter; `None` is the base alone. Sequences of one adapter lie next to each other.
+    pub adapter: Option<&'a Adapter>,
+    /// What the encoder reads, where there is one and it has not run yet.
+    pub source: &'a [u32],
+    /// The tokens. An empty cache gets the adapter's virtual tokens before them; there may be no others.
+    pub tokens: &'a [u32],
+    /// Whether the logits of what follows the last token are wanted.
+    pub answers: bool,
+}
+
+/// Runs the tokens that are added to sequences and keeps their keys and values in `cache`, an entry a sequence. Returns the
+/// logits `[answers, vocabulary]` of what follows each addition that answers, in order.
+///
+/// # Panics
+/// If there is not one cache an addition, or an addition without tokens answers.
+pub fn add_tokens(model: &dyn Model, workspace: &Workspace, additions: &[Addition<'_>], cache: &mut Cache) -> Var {
+    assert_eq!(additions.len(), cache.len(), "each sequence has its cache");
+    let concat = |part: fn(&Addition<'_>) -> Vec<u32>| -> (Vec<u32>, Segments) {
+        let parts: Vec<Vec<u32>> = additions.iter().map(part).collect();
+        (parts.concat(), Segments::from_lengths(parts.iter().map(Vec::len)))
     };
-    let inputs: Vec<Vec<u32>> = sequences.iter().enumerate().map(fresh).collect();
-    let ids = inputs.concat();
-    let segments = Segments::from_lengths(inputs.iter().map(Vec::len));
-    let last_rows = segments.ranges().map(|range| range.end - 1).collect();
-    let encodes = matches!(model.info().kind, ModelKind::EncoderDecoder { .. });
-    let sources: Vec<&[u32]> = sequences
-        .iter()
-        .enumerate()
-        .map(|(number, sequence)| if is_fresh(number) { sequence.source } else { &[] })
-        .collect();
-    let source = sources.concat();
-    let adapters: Vec<_> = sequences.iter().map(|sequence| sequence.adapter).collect();
+    let (ids, segments) = concat(|addition| addition.tokens.to_vec());
+    let answering = segments.ranges().zip(additions).filter(|(_, addition)| addition.answers);
+    let last_rows: Vec<usize> = answering.map(|(range, _)| range.end - 1).collect();
+    let adapters: Vec<_> = additions.iter().map(|addition| addition.adapter).collect();
     workspace.run(|| {
         let mut tape = Tape::evaluating(workspace);
         let decoder = DecoderInputs { ids: &ids, segments: &segments };
-        let (inputs, first_segments) = if encodes {
-            let lengths = sources.iter().map(|source| source.len());
-            let inputs = Inputs { ids: &source, token_type_ids: &[], decoder: Some(decoder) };
-            (inputs, Segments::from_lengths(lengths))
+        let (source, source_segments) = concat(|addition| addition.source.to_vec());
+        let (inputs, first_segments) = if matches!(model.info().kind, ModelKind::EncoderDecoder { .. }) {
+            (Inputs { ids: &source, token_type_ids: &[], decoder: Some(decoder) }, source_segments)
         } else {
             (Inputs::tokens(&ids), segments.clone())
         };
         let mut forward = Forward::mixed(&mut tape, first_segments, &adapters);
         let hidden = model.hidden_states(&mut forward, &inputs, Some(cache));
         let hidden = forward.tape().gather_rows(&hidden, last_rows);
-        let one_each = Segments::from_lengths(adapters.iter().map(|_| 1));
+        let one_each = Segments::from_lengths(additions.iter().map(|addition| usize::from(addition.answers)));
         model.logits(&mut forward, &hidden, &one_each)
     })
 }

@@ -82,7 +82,8 @@ impl Sampling {
         }
     }
 
-    /// The tokens that the filters keep, likeliest first, with weights proportional to their probabilities.
+    /// The tokens that the filters keep, likeliest first where `top_k` or `top_p` asks for an order, with weights
+    /// proportional to their probabilities.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -90,23 +91,37 @@ impl Sampling {
             order.select_nth_unstable_by(self.top_k - 1, likelier);
             order.truncate(self.top_k);
         }
-        order.sort_unstable_by(likelier);
-        let max = f64::from(logits[order[0] as usize]);
-        let weight = |token: &u32| ((f64::from(logits[*token as usize]) - max) / f64::from(self.temperature)).exp();
-        let mut candidates: Vec<(u32, f64)> = order.iter().map(|token| (*token, weight(token))).collect();
-        let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-        let mut before = 0.0;
-        let reach = f64::from(self.top_p) * total;
-        let kept = candidates.iter().take_while(|(_, weight)| {
-            let keep = before < reach;
-            before += weight;
-            keep
-        });
-        let kept = kept.count().max(1);
-        candidates.truncate(kept);
+        let max = f64::from(logits[likeliest(logits) as usize]);
+        let weight = |token: u32| ((f64::from(logits[token as usize]) - max) / f64::from(self.temperature)).exp();
+        if self.top_p < 1.0 {
+            // The tokens that count are mostly few: they are looked for among the likeliest, and more only if need be.
+            let total: f64 = order.iter().map(|token| weight(*token)).sum();
+            let reach = f64::from(self.top_p) * total;
+            let mut most = 256.min(order.len());
+            loop {
+                if most < order.len() {
+                    order.select_nth_unstable_by(most - 1, likelier);
+                }
+                order[..most].sort_unstable_by(likelier);
+                let mut before = 0.0;
+                let kept = order[..most].iter().take_while(|token| {
+                    let keep = before < reach;
+                    before += weight(**token);
+                    keep
+                });
+                let kept = kept.count();
+                if kept < most || most == order.len() {
+                    order.truncate(kept.max(1));
+                    break;
+                }
+                most = (8 * most).min(order.len());
+            }
+        } else if order.len() < logits.len() {
+            order.sort_unstable_by(likelier);
+        }
         // The likeliest token's weight is 1.
-        candidates.retain(|(_, weight)| *weight >= f64::from(self.min_p));
-        candidates
+        let candidates = order.into_iter().map(|token| (token, weight(token)));
+        candidates.filter(|(_, weight)| *weight >= f64::from(self.min_p)).collect()
     }
 }
 
@@ -129,7 +144,26 @@ mod tests {
     const LOGITS: [f32; 4] = [1.0, 3.0, 2.0, -1.0];
 
     fn kept(sampling: Sampling) -> Vec<u32> {
-        sampling.candidates(&LOGITS).into_iter().map(|(token, _)| token).collect()
+        let mut candidates = sampling.candidates(&LOGITS);
+        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
+        candidates.into_iter().map(|(token, _)| token).collect()
+    }
+
+    #[test]
+    fn a_nucleus_of_many_tokens_is_found() {
+        let logits: Vec<f32> = (0..5000).map(|token| ((token * 7919) % 5000) as f32 * 1e-4).collect();
+        let sampling = Sampling { temperature: 1.0, top_p: 0.5, ..Sampling::default() };
+        let kept = sampling.candidates(&logits);
+        let mut sorted: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let total: f64 = sorted.iter().sum();
+        let mut before = 0.0;
+        let expected = sorted.iter().take_while(|weight| {
+            let keep = before < 0.5f32 as f64 * total;
+            before += **weight;
+            keep
+        });
+        assert_eq!(kept.len(), expected.count());
     }
 
     #[test]

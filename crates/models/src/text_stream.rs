@@ -3,25 +3,38 @@
 use crate::tokenizer::TextTokenizer;
 
 /// The text of one generation, growing token by token.
-pub(crate) struct TextStream<'a> {
+pub struct TextStream<'a> {
     tokenizer: &'a TextTokenizer,
-    stop: &'a [String],
+    stop: Vec<String>,
     ids: Vec<u32>,
     text: String,
+    /// Bytes of `text` that no later token changes, and the tokens that they come from: those before `read`. What comes is
+    /// decoded together with the tokens from `start` on, because a token's text can depend on the one before.
+    settled: usize,
+    start: usize,
+    read: usize,
     /// Bytes of `text` that have been given out.
     shown: usize,
 }
 
 impl<'a> TextStream<'a> {
-    pub(crate) fn new(tokenizer: &'a TextTokenizer, stop: &'a [String]) -> Self {
-        Self { tokenizer, stop, ids: Vec::new(), text: String::new(), shown: 0 }
+    /// An empty text, which ends before one of the texts `stop`.
+    pub fn new(tokenizer: &'a TextTokenizer, stop: &[String]) -> Self {
+        let (stop, text) = (stop.to_vec(), String::new());
+        Self { tokenizer, stop, ids: Vec::new(), text, settled: 0, start: 0, read: 0, shown: 0 }
     }
 
     /// Adds a token. Returns the text that is now certain, and whether a stop text has appeared (the text then ends
     /// before it).
-    pub(crate) fn push(&mut self, token: u32) -> (String, bool) {
+    pub fn push(&mut self, token: u32) -> (String, bool) {
         self.ids.push(token);
-        self.text = self.tokenizer.decode(&self.ids, true);
+        let before = self.tokenizer.decode(&self.ids[self.start..self.read], true);
+        let all = self.tokenizer.decode(&self.ids[self.start..], true);
+        self.text.truncate(self.settled);
+        self.text += all.get(before.len()..).unwrap_or_default();
+        if !all.ends_with(char::REPLACEMENT_CHARACTER) {
+            (self.settled, self.start, self.read) = (self.text.len(), self.read, self.ids.len());
+        }
         let found = self.stop.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| self.text.find(stop.as_str()));
         if let Some(place) = found.min() {
             self.text.truncate(place);
@@ -32,12 +45,12 @@ impl<'a> TextStream<'a> {
     }
 
     /// No token comes any more: the rest of the text.
-    pub(crate) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         self.show_to(self.text.len())
     }
 
     /// All of the text.
-    pub(crate) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         &self.text
     }
 

@@ -146,6 +146,30 @@ impl TextTokenizer {
             .unwrap_or_else(|_| ids.iter().filter_map(|id| self.tokenizer.id_to_token(*id)).collect())
     }
 
+    /// The bytes that each token below `count` stands for in a text, as grammars need them; `None` for special tokens and
+    /// ids without a token.
+    pub fn token_bytes(&self, count: usize) -> Vec<Option<Vec<u8>>> {
+        let decoder = self.tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
+        let is_byte_level = decoder.is_some_and(|decoder| decoder.contains("ByteLevel"));
+        let bytes: std::collections::HashMap<char, u8> = byte_characters().zip(0..=255).collect();
+        let spelled = |token: &str| -> Vec<u8> {
+            let mapped: Option<Vec<u8>> = token.chars().map(|letter| bytes.get(&letter).copied()).collect();
+            if let Some(mapped) = mapped.filter(|_| is_byte_level) {
+                return mapped;
+            }
+            let hexadecimal = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+            match hexadecimal.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                Some(byte) => vec![byte],
+                None => token.replace('▁', " ").into_bytes(),
+            }
+        };
+        let token = |id: usize| {
+            let token = self.tokenizer.id_to_token(u32::try_from(id).ok()?)?;
+            (!self.special.contains(&token)).then(|| spelled(&token))
+        };
+        (0..count).map(token).collect()
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
@@ -270,6 +294,17 @@ impl TextTokenizer {
             .filter_map(|key| Some((key, self.special_token(key)?.to_owned())))
             .collect()
     }
+}
+
+/// The characters by which byte-level vocabularies spell the bytes from 0 on: those that can be seen stand for themselves,
+/// the others for the characters from 256 on (GPT-2's `bytes_to_unicode`).
+fn byte_characters() -> impl Iterator<Item = char> {
+    let is_seen = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut unseen = 256u32..;
+    (0..256u32).map(move |byte| {
+        let code = if is_seen(&byte) { byte } else { unseen.next().unwrap_or(byte) };
+        char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+    })
 }
 
 fn read_text(path: &Path) -> Result<String, ModelError> {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use crate::ops::attention::ShiftedGroups;
 use crate::parameter::Parameter;
 use crate::site::SiteId;
-use crate::tuner::{AttentionTuner, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
+use crate::tuner::{AttentionTuner, Base, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
+use crate::{FrozenTuner, Workspace};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
@@ -57,6 +58,23 @@ impl Adapter {
         self.shifted_groups
     }
 
+    /// Makes the tuners of linears into what they come to once training has ended: small, quick where a batch mixes many
+    /// adapters, and each row's result independent of the other rows. `base` gives the frozen weight of the linear at a
+    /// site, and `None` for other sites. Nothing can be trained or saved afterwards.
+    pub fn freeze<'b>(&mut self, workspace: &Workspace, base: impl Fn(SiteId) -> Option<Base<'b>>) {
+        for (site, tuner) in &mut self.weights {
+            if let Some(frozen) = base(*site).and_then(|base| FrozenTuner::of(workspace, tuner.as_ref(), base)) {
+                *tuner = Box::new(frozen);
+            }
+        }
+    }
+
+    /// Bytes of its tensors in memory; tensors that several tuners share count once.
+    pub fn bytes(&self) -> usize {
+        let frozen = self.weights.values().filter_map(|tuner| tuner.frozen()).map(FrozenTuner::bytes);
+        frozen.sum::<usize>() + self.trainable_values() * size_of::<f32>()
+    }
+
     /// The tuner at a weight site.
     pub fn weight(&self, site: SiteId) -> Option<&dyn WeightTuner> {
         self.weights.get(&site).map(AsRef::as_ref)
@@ -87,10 +105,15 @@ impl Adapter {
         self.attention.values().next().map_or(0, |tuner| tuner.length())
     }
 
+    /// Virtual tokens that the input tuner puts before a sequence, and after its prompt.
+    pub fn input_lengths(&self) -> (usize, usize) {
+        self.input.values().next().map_or((0, 0), |tuner| (tuner.length(), tuner.infix_length()))
+    }
+
     /// Positions that virtual tokens and prefixes take of each sequence's.
     pub fn virtual_tokens(&self) -> usize {
-        let input = self.input.values().next().map_or(0, |tuner| tuner.length() + tuner.infix_length());
-        self.prefix_length() + input
+        let (before, after) = self.input_lengths();
+        self.prefix_length() + before + after
     }
 
     /// Whether every tuner acts on a weight, so that the adapter can be merged into the base.

@@ -2,6 +2,7 @@
 //! sites; whatever method answers, it never knows.
 
 mod attention;
+mod inference;
 mod linear;
 
 use std::ops::Range;

@@ -7,6 +7,7 @@ mod adapter;
 mod checkpoint;
 mod forward;
 mod frozen;
+mod frozen_tuner;
 mod kernels;
 mod machine;
 mod matrix;
@@ -25,11 +26,14 @@ mod workspace;
 pub use adapter::Adapter;
 pub use forward::{Forward, PostNorm};
 pub use frozen::{FrozenWeight, WeightFormat};
+pub use frozen_tuner::FrozenTuner;
 pub use kernels::{Kernels, Precision};
 pub use machine::{MachinePeaks, tile_unit_peak};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
-pub use ops::attention::{Attention, DistanceBias, GroupSize, KeyValueRows, Prefix, ShiftedEnds, ShiftedGroups};
+pub use ops::attention::{
+    Attention, DistanceBias, GroupSize, KeyValuePages, KeyValueRows, Prefix, ShiftedEnds, ShiftedGroups,
+};
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::fastfood::Fastfood;
 pub use ops::rotary::Rotary;

@@ -93,6 +93,8 @@ pub struct Tape {
     workspace: Workspace,
     pub(crate) entries: Vec<Entry>,
     pub(crate) recording: bool,
+    /// Whether nothing is ever differentiated, here or when a block runs again.
+    inferring: bool,
     dropout: Option<Seed>,
     pub(crate) dropouts: u64,
     pub(crate) blocks: Blocks,
@@ -112,6 +114,7 @@ impl Tape {
             workspace: workspace.clone(),
             entries: Vec::new(),
             recording: true,
+            inferring: false,
             dropout: None,
             dropouts: 0,
             blocks: Blocks::Recorded,
@@ -122,7 +125,7 @@ impl Tape {
 
     /// A tape that records nothing: for evaluation and generation.
     pub fn evaluating(workspace: &Workspace) -> Self {
-        Self { recording: false, ..Self::differentiating(workspace) }
+        Self { recording: false, inferring: true, ..Self::differentiating(workspace) }
     }
 
     /// The buffers and kernels in use.
@@ -148,6 +151,11 @@ impl Tape {
     /// Whether gradients are recorded.
     pub fn is_recording(&self) -> bool {
         self.recording
+    }
+
+    /// Whether this is evaluation or generation, where what a row gets must not depend on the other rows.
+    pub(crate) fn is_inferring(&self) -> bool {
+        self.inferring
     }
 
     /// The value of a trainable tensor; its gradient goes to [`Gradients`] under its id.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{FrozenWeight, Matrix, Parameter, Tape, Var};
+use crate::{FrozenTuner, FrozenWeight, Matrix, Parameter, Tape, Var};
 
 /// The frozen weight, and bias if any, of a weight site.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +129,11 @@ pub trait WeightTuner: Trainable {
     /// The update, where the tuned linear is the frozen one and a low-rank update of the same input: what `affine` then
     /// means too, but computed in one operation. `None`, the default, uses `affine`.
     fn low_rank(&self, _tape: &mut Tape) -> Option<LowRankUpdate> {
+        None
+    }
+
+    /// Itself, where it is what [`Adapter::freeze`](crate::Adapter::freeze) made.
+    fn frozen(&self) -> Option<&FrozenTuner> {
         None
     }
 }

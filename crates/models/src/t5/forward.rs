@@ -98,7 +98,10 @@ impl T5 {
         let embedded = forward.input(self.input, embedded, &fresh);
         let mut x = forward.tape().dropout(&embedded, self.config.dropout);
         drop(embedded);
-        let longest = forward.segments().ranges().map(|range| range.len()).max().unwrap_or(0);
+        // Rows of a prefix lie before the first token.
+        let offsets = forward.position_offsets();
+        let lengths = forward.segments().ranges().zip(offsets).map(|(range, offset)| range.len() + offset);
+        let longest = lengths.max().unwrap_or(0);
         let bias = self.bias(forward, &self.encoder, longest, true);
         let options = self.attention(false);
         for block in &self.encoder.blocks {

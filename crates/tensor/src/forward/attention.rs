@@ -1,7 +1,7 @@
 //! Attention sites: the batch's own keys and values, those of an encoder or a cache, and what adapters put before them.
 
 use super::{Forward, tuned};
-use crate::ops::attention::{Attention, DistanceBias, KeyValueRows, Prefix, ShiftedGroups};
+use crate::ops::attention::{Attention, DistanceBias, KeyValuePages, KeyValueRows, Prefix, ShiftedGroups};
 use crate::tuner::{Base, WeightTuner};
 use crate::{Adapter, Segments, SiteId, Var};
 
@@ -75,7 +75,13 @@ impl Forward<'_> {
     }
 
     /// An attention site over keys and values in a cache, one entry a sequence. Outside differentiation only.
-    pub fn attention_over(&mut self, site: SiteId, options: &Attention, query: &Var, rows: &[KeyValueRows<'_>]) -> Var {
+    pub fn attention_over(
+        &mut self,
+        site: SiteId,
+        options: &Attention,
+        query: &Var,
+        rows: &[KeyValuePages<'_>],
+    ) -> Var {
         self.biased_attention_over(site, options, None, query, rows)
     }
 
@@ -86,23 +92,21 @@ impl Forward<'_> {
         options: &Attention,
         bias: Option<&DistanceBias>,
         query: &Var,
-        rows: &[KeyValueRows<'_>],
+        rows: &[KeyValuePages<'_>],
     ) -> Var {
         let prefix = self.prefix(site, options.kv_heads * options.head_dim);
         if let Some(prefix) = prefix.as_ref().filter(|_| options.window.is_some()) {
-            let joined: Vec<[Vec<f32>; 2]> = rows
-                .iter()
-                .zip(&prefix.ranges)
-                .map(|(rows, range)| {
-                    let join = |prefix: &Var, own: &[f32]| {
-                        let cols = prefix.cols();
-                        [&prefix.value().data()[range.start * cols..range.end * cols], own].concat()
-                    };
-                    [join(&prefix.keys, rows.keys), join(&prefix.values, rows.values)]
-                })
-                .collect();
-            let rows: Vec<KeyValueRows<'_>> =
-                joined.iter().map(|[keys, values]| KeyValueRows { keys, values }).collect();
+            // Within a sliding window the rows of a prefix count as positions.
+            let width = prefix.keys.cols();
+            let joined = rows.iter().zip(&prefix.ranges).map(|(rows, range)| {
+                let floats = range.start * width..range.end * width;
+                let first = KeyValueRows {
+                    keys: &prefix.keys.value().data()[floats.clone()],
+                    values: &prefix.values.value().data()[floats],
+                };
+                KeyValuePages { pages: std::iter::once(first).chain(rows.pages.iter().copied()).collect() }
+            });
+            let rows: Vec<KeyValuePages<'_>> = joined.collect();
             return self.tape.attention_over(options, query, &self.segments, &rows, None, bias);
         }
         self.tape.attention_over(options, query, &self.segments, rows, prefix.as_ref(), bias)

@@ -17,6 +17,9 @@ impl Forward<'_> {
 
     /// A linear site for a choice of rows: `segments` says which rows of `x` belong to which sequence.
     pub fn linear_rows(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Var {
+        if self.tape.is_inferring() {
+            return self.infer_rows(site, base, x, segments);
+        }
         if let [(_, Some(tuner))] = self.weight_tuners(site, segments)[..]
             && let Some(update) = tuner.low_rank(self.tape)
         {

@@ -4,6 +4,7 @@ pub(crate) mod bf16;
 mod blocked;
 mod erf;
 mod exp;
+mod independent;
 mod plain;
 mod precision;
 mod vectorised;
@@ -41,12 +42,13 @@ pub struct Kernels {
     gemm: &'static dyn Gemm,
     unit: Unit,
     precision: Precision,
+    independent: bool,
 }
 
 impl Kernels {
     /// The fastest kernels that this processor runs, in float32.
     pub fn detect() -> Self {
-        Self { gemm: &blocked::Blocked, unit: Unit::detect(), precision: Precision::Float32 }
+        Self { gemm: &blocked::Blocked, unit: Unit::detect(), precision: Precision::Float32, independent: false }
     }
 
     /// The plain definition, three loops with float64 accumulation: what the others are tested against.
@@ -85,6 +87,12 @@ impl Kernels {
         Self { precision, ..self }
     }
 
+    /// The same kernels, of which none is chosen by a number of rows: a row of a product is the same bits whatever the
+    /// others are and however many. In bf16 it always is.
+    pub fn with_independent_rows(self) -> Self {
+        Self { independent: true, ..self }
+    }
+
     /// The precision of products, of two values or with a frozen weight.
     pub fn precision(&self) -> Precision {
         self.precision
@@ -96,7 +104,11 @@ impl Kernels {
         assert_eq!(b.cols, c.cols, "a product's columns are its right factor's");
         assert_eq!(a.cols, b.rows, "a product's factors share their inner size");
         if c.rows > 0 && c.cols > 0 {
-            self.gemm.gemm(c, beta, alpha, a, b, par);
+            if self.independent && par == Parallelism::Pool {
+                independent::product(self.gemm, c, beta, alpha, a, b, par);
+            } else {
+                self.gemm.gemm(c, beta, alpha, a, b, par);
+            }
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, prefetch, transpose};
 pub(crate) use product::{LowRank, Product};
 pub(crate) use stack::{Padded, Stack};
-pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16};
+pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
 
 use crate::kernels::{Parallelism, ViewMut};
 

@@ -217,7 +217,7 @@ mod tests {
         let mut tape = Tape::evaluating(&Workspace::new());
         let vars: Vec<Var> = inputs.iter().map(|input| tape.constant(input.clone())).collect();
         let whole = case.run(&mut tape, &vars);
-        let rows = [KeyValueRows { keys: inputs[1].data(), values: inputs[2].data() }];
+        let rows = [KeyValueRows { keys: inputs[1].data(), values: inputs[2].data() }.into()];
         let last = tape.slice_rows(&vars[0], 5..6);
         let bias = DistanceBias { values: vars[3].clone(), tables: Vec::new(), zero: 5 };
         let one = Segments::from_lengths([1]);

@@ -12,6 +12,7 @@ mod bias;
 #[cfg(test)]
 mod definition;
 mod forward;
+mod pages;
 mod scores;
 mod shifted;
 mod tiled;
@@ -22,11 +23,13 @@ use std::sync::Arc;
 use backward::{AttentionBackward, KeyValues};
 use bias::{Bias, KeptBias};
 use forward::attend;
+use pages::PagedSequence;
 
 pub use bias::DistanceBias;
+pub use pages::KeyValuePages;
 pub use shifted::{GroupSize, ShiftedEnds, ShiftedGroups};
 
-use crate::{Matrix, Segments, Tape, Var};
+use crate::{Matrix, Segments, Tape, Var, Workspace};
 
 /// Queries whose scores are computed together.
 const BLOCK: usize = 64;
@@ -101,6 +104,10 @@ impl Tape {
         let bias = bias.map(KeptBias::new);
         let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), options, bias.as_ref());
         options.check(query.value(), query_segments, &sequences);
+        if self.is_inferring() {
+            let output = attend_each(self.workspace(), options, query.value(), query_segments, &sequences, None);
+            return self.constant(output);
+        }
         let differentiates_bias = bias.as_ref().is_some_and(|bias| bias.node.is_some());
         let tiled = !differentiates_bias && tiled::pays(self.workspace(), query_segments);
         let attend = if tiled { tiled::attend } else { attend };
@@ -125,7 +132,8 @@ impl Tape {
         })
     }
 
-    /// The same over keys and values outside the tape, an entry of `rows` a sequence. Nothing is differentiated.
+    /// The same over keys and values outside the tape, an entry of `rows` a sequence. Nothing is differentiated. What a
+    /// sequence gets depends on its own queries and keys alone, and not on what else is in the batch.
     ///
     /// # Panics
     /// If the shapes, segments and ranges disagree, or if an input needs a gradient.
@@ -134,7 +142,7 @@ impl Tape {
         options: &Attention,
         query: &Var,
         query_segments: &Segments,
-        rows: &[KeyValueRows<'_>],
+        rows: &[KeyValuePages<'_>],
         prefix: Option<&Prefix>,
         bias: Option<&DistanceBias>,
     ) -> Var {
@@ -142,15 +150,98 @@ impl Tape {
         let inputs = [Some(query), prefixed[0], prefixed[1], bias.map(|bias| &bias.values)];
         let differentiated = inputs.into_iter().flatten().any(Var::needs_gradient);
         assert!(!differentiated, "attention over a cache has no gradient: run it on an evaluating tape");
+        let workspace = self.workspace();
         let prefix = prefix.map(KeyValues::of_prefix);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
         let bias = bias.map(KeptBias::new);
-        let sequences = Sequence::zip(rows, prefix_rows.as_deref(), options, bias.as_ref());
-        options.check(query.value(), query_segments, &sequences);
-        let attend = if tiled::pays(self.workspace(), query_segments) { tiled::attend } else { attend };
-        let (output, _) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
-        self.constant(output)
+        let few: Vec<bool> = query_segments.ranges().map(|range| range.len() < pages::FEW).collect();
+        // Sequences with many queries see their keys and values in one piece.
+        let joined: Vec<Option<[Matrix; 2]>> = rows
+            .iter()
+            .zip(&few)
+            .map(|(rows, few)| (!few && rows.pages.len() > 1).then(|| join(workspace, rows, options)))
+            .collect();
+        let own: Vec<KeyValueRows<'_>> = rows
+            .iter()
+            .zip(&joined)
+            .map(|(rows, joined)| match joined {
+                Some([keys, values]) => KeyValueRows { keys: keys.data(), values: values.data() },
+                None => rows.pages.first().copied().unwrap_or(KeyValueRows::NONE),
+            })
+            .collect();
+        let sequences = Sequence::zip(&own, prefix_rows.as_deref(), options, bias.as_ref());
+        let paged: Vec<PagedSequence<'_>> = sequences
+            .iter()
+            .zip(rows)
+            .map(|(sequence, own)| PagedSequence { prefix: sequence.prefix, own, bias: sequence.bias })
+            .collect();
+        check_paged(options, query.value(), query_segments, &paged);
+        self.constant(attend_each(workspace, options, query.value(), query_segments, &sequences, Some((&paged, &few))))
     }
+}
+
+/// The keys and the values of pages in one piece each.
+fn join(workspace: &Workspace, rows: &KeyValuePages<'_>, options: &Attention) -> [Matrix; 2] {
+    let sides: [for<'p> fn(&KeyValueRows<'p>) -> &'p [f32]; 2] = [|page| page.keys, |page| page.values];
+    sides.map(|side| {
+        let mut matrix = Matrix::uninitialised(workspace, rows.count(options), options.key_width());
+        let mut rest = matrix.data_mut();
+        for page in &rows.pages {
+            let (piece, after) = rest.split_at_mut(side(page).len());
+            piece.copy_from_slice(side(page));
+            rest = after;
+        }
+        matrix
+    })
+}
+
+/// The output for every sequence by the way that its number of queries asks for, whatever the others' numbers: those that
+/// are `few` by pages, many in bf16 through tiles, the rest plainly.
+fn attend_each(
+    workspace: &Workspace,
+    options: &Attention,
+    query: &Matrix,
+    segments: &Segments,
+    sequences: &[Sequence<'_>],
+    paged: Option<(&[PagedSequence<'_>], &[bool])>,
+) -> Matrix {
+    let tiles: Vec<bool> = segments.ranges().map(|range| tiled::pays_for(workspace, range.len(), 1)).collect();
+    let is_few = |number: usize| paged.is_some_and(|(_, few)| few[number]);
+    let ways = [
+        (0..segments.len()).map(|number| !is_few(number) && tiles[number]).collect::<Vec<bool>>(),
+        (0..segments.len()).map(|number| !is_few(number) && !tiles[number]).collect(),
+    ];
+    let attends: [fn(&Workspace, &Attention, &Matrix, &Segments, &[Sequence<'_>]) -> (Matrix, Matrix); 2] =
+        [tiled::attend, attend];
+    let mut output = None;
+    for (chosen, attend) in ways.iter().zip(attends) {
+        if !chosen.contains(&true) {
+            continue;
+        }
+        if !chosen.contains(&false) {
+            return attend(workspace, options, query, segments, sequences).0;
+        }
+        let numbers: Vec<usize> = (0..chosen.len()).filter(|number| chosen[*number]).collect();
+        let part = Segments::from_lengths(numbers.iter().map(|number| segments.length(*number)));
+        let cols = query.cols();
+        let floats = |number: &usize| segments.range(*number).start * cols..segments.range(*number).end * cols;
+        let mut queries = Matrix::uninitialised(workspace, part.total(), cols);
+        for (number, range) in numbers.iter().zip(part.ranges()) {
+            let target = &mut queries.data_mut()[range.start * cols..range.end * cols];
+            target.copy_from_slice(&query.data()[floats(number)]);
+        }
+        let those: Vec<Sequence<'_>> = numbers.iter().map(|number| sequences[*number]).collect();
+        let (found, _) = attend(workspace, options, &queries, &part, &those);
+        let whole = output.get_or_insert_with(|| Matrix::uninitialised(workspace, query.rows(), cols));
+        for (number, range) in numbers.iter().zip(part.ranges()) {
+            whole.data_mut()[floats(number)].copy_from_slice(&found.data()[range.start * cols..range.end * cols]);
+        }
+    }
+    let mut output = output.unwrap_or_else(|| Matrix::uninitialised(workspace, query.rows(), query.cols()));
+    if let Some((paged, few)) = paged {
+        pages::attend(workspace, options, query.data(), output.data_mut(), segments, paged, few);
+    }
+    output
 }
 
 impl Attention {
@@ -179,6 +270,14 @@ impl Attention {
 
     /// Panics unless queries, segments and rows fit.
     fn check(&self, query: &Matrix, query_segments: &Segments, sequences: &[Sequence<'_>]) {
+        let seen = sequences.iter().map(|sequence| {
+            let rows = [sequence.own, sequence.prefix].to_vec();
+            Seen { rows, own: sequence.own.count(self), prefix: sequence.prefix.count(self), bias: sequence.bias }
+        });
+        self.check_seen(query, query_segments, &seen.collect::<Vec<_>>());
+    }
+
+    fn check_seen(&self, query: &Matrix, query_segments: &Segments, sequences: &[Seen<'_>]) {
         let Self { heads, kv_heads, head_dim, .. } = *self;
         assert!(kv_heads > 0 && head_dim > 0, "attention has heads and features");
         assert!(heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} heads");
@@ -186,22 +285,45 @@ impl Attention {
         assert_eq!(query_segments.total(), query.rows(), "the query segments cover the queries");
         assert_eq!(query_segments.len(), sequences.len(), "every sequence has queries and keys");
         for (sequence, range) in sequences.iter().zip(query_segments.ranges()) {
-            let Some(bias) = sequence.bias.filter(|_| !range.is_empty() && sequence.rows(self) > 0) else { continue };
-            let first = sequence.first_position(self, range.len());
-            let nearest = -(sequence.prefix.count(self) as isize) - (first + range.len() as isize - 1);
-            let furthest = sequence.own.count(self) as isize - 1 - first;
+            let Some(bias) = sequence.bias.filter(|_| !range.is_empty() && sequence.own + sequence.prefix > 0) else {
+                continue;
+            };
+            let first = sequence.own as isize - range.len() as isize;
+            let nearest = -(sequence.prefix as isize) - (first + range.len() as isize - 1);
+            let furthest = sequence.own as isize - 1 - first;
             bias.column(nearest);
             let reaches = bias.column(furthest) < bias.values.cols() && bias.first + heads <= bias.values.rows();
             assert!(reaches, "the bias reaches as far as the keys lie from the queries, for every head");
         }
-        for KeyValueRows { keys, values } in sequences.iter().flat_map(|sequence| [sequence.own, sequence.prefix]) {
+        for KeyValueRows { keys, values } in sequences.iter().flat_map(|sequence| &sequence.rows) {
             assert_eq!(keys.len(), values.len(), "each row of keys has its row of values");
             assert!(keys.len().is_multiple_of(self.key_width()), "keys are kv_heads·head_dim wide");
         }
     }
 }
 
+/// What is checked of a sequence.
+struct Seen<'a> {
+    rows: Vec<KeyValueRows<'a>>,
+    own: usize,
+    prefix: usize,
+    bias: Option<Bias<'a>>,
+}
+
+/// Panics unless queries, segments and pages fit.
+fn check_paged(options: &Attention, query: &Matrix, segments: &Segments, sequences: &[PagedSequence<'_>]) {
+    let seen = sequences.iter().map(|sequence| {
+        let rows = sequence.own.pages.iter().copied().chain([sequence.prefix]).collect();
+        let (own, prefix) = (sequence.own.count(options), sequence.prefix.count(options));
+        Seen { rows, own, prefix, bias: sequence.bias }
+    });
+    options.check_seen(query, segments, &seen.collect::<Vec<_>>());
+}
+
 impl KeyValueRows<'_> {
+    /// None.
+    const NONE: Self = Self { keys: &[], values: &[] };
+
     /// How many rows.
     fn count(&self, options: &Attention) -> usize {
         self.keys.len() / options.key_width()
@@ -224,11 +346,10 @@ impl<'a> Sequence<'a> {
         options: &Attention,
         bias: Option<&'a KeptBias>,
     ) -> Vec<Self> {
-        let none = KeyValueRows { keys: &[], values: &[] };
         assert!(prefix.is_none_or(|prefix| prefix.len() == own.len()), "every sequence has its range of the prefix");
         let sequences = own.iter().enumerate();
         let sequences = sequences.map(|(number, own)| Self {
-            prefix: prefix.map_or(none, |rows| rows[number]),
+            prefix: prefix.map_or(KeyValueRows::NONE, |rows| rows[number]),
             own: *own,
             bias: bias.map(|bias| bias.of(number, options.heads)),
         });
@@ -378,7 +499,10 @@ mod tests {
                 let [_, keys, values, prefix_keys, prefix_values] = &inputs;
                 let rows = [0..9, 9..149].map(|range: Range<usize>| {
                     let floats = range.start * keys.cols()..range.end * keys.cols();
-                    KeyValueRows { keys: &keys.data()[floats.clone()], values: &values.data()[floats] }
+                    KeyValuePages::from(KeyValueRows {
+                        keys: &keys.data()[floats.clone()],
+                        values: &values.data()[floats],
+                    })
                 });
                 let tape = Tape::evaluating(&workspace);
                 let prefix = Prefix {
@@ -409,7 +533,7 @@ mod tests {
         let [query, keys, values, ..] = case.inputs();
         let mut tape = Tape::differentiating(&Workspace::new());
         let query = tape.parameter(&crate::Parameter::new("query", query));
-        let rows = [KeyValueRows { keys: keys.data(), values: values.data() }];
+        let rows = [KeyValueRows { keys: keys.data(), values: values.data() }.into()];
         tape.attention_over(&case.options, &query, &Segments::from_lengths([1]), &rows, None, None);
     }
 

@@ -299,7 +299,7 @@ fn exponentiate(scores: &mut [f32], visible: &[Range<usize>; 2], shift: f32) -> 
 
 /// `exp(s − shift)`. Returns the sum.
 #[inline(always)]
-fn exponentials(scores: &mut [f32], shift: f32) -> f32 {
+pub(super) fn exponentials(scores: &mut [f32], shift: f32) -> f32 {
     scores.iter_mut().for_each(|score| *score = exp(*score - shift));
     sum(scores)
 }
@@ -313,7 +313,7 @@ fn softmax_gradient(gradients: &mut [f32], weights: &[f32]) {
 
 /// The largest value; -∞ of none.
 #[inline(always)]
-fn largest(values: &[f32]) -> f32 {
+pub(super) fn largest(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);

@@ -28,7 +28,12 @@ const ROWS: usize = 256;
 
 /// Whether an attention goes through tiles: in bf16, where there are queries to fill them.
 pub(super) fn pays(workspace: &Workspace, segments: &Segments) -> bool {
-    workspace.kernels().precision() == Precision::Bf16 && segments.total() >= 8 * segments.len().max(1)
+    pays_for(workspace, segments.total(), segments.len())
+}
+
+/// The same for so many queries of so many sequences.
+pub(super) fn pays_for(workspace: &Workspace, queries: usize, sequences: usize) -> bool {
+    workspace.kernels().precision() == Precision::Bf16 && queries >= 8 * sequences.max(1)
 }
 
 /// Keys or values of one head of one sequence, prefix and own apart, in one order of tiles.

@@ -1,0 +1,229 @@
+//! Attention of a few queries to keys and values that lie in pieces, as in the pages of a cache: what generation does at
+//! every step. Everything is float32; a query's result depends on its own sequence alone.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::scores::{exponentials, largest};
+use super::{Attention, Bias, KeyValueRows};
+use crate::frozen_tuner::halved;
+use crate::kernels::vectorised;
+use crate::{Segments, Workspace};
+
+/// Sequences with fewer queries than this in a batch take the way of this file, whatever else is in the batch.
+pub(super) const FEW: usize = 8;
+
+/// Keys and values of one sequence outside the tape, in pieces that follow one another.
+#[derive(Clone, Debug, Default)]
+pub struct KeyValuePages<'a> {
+    /// The pieces, in order; each holds whole rows.
+    pub pages: Vec<KeyValueRows<'a>>,
+}
+
+impl<'a> From<KeyValueRows<'a>> for KeyValuePages<'a> {
+    fn from(rows: KeyValueRows<'a>) -> Self {
+        Self { pages: vec![rows] }
+    }
+}
+
+impl KeyValuePages<'_> {
+    /// How many rows.
+    pub(super) fn count(&self, options: &Attention) -> usize {
+        self.pages.iter().map(|page| page.count(options)).sum()
+    }
+}
+
+/// All that the queries of one sequence may see.
+pub(super) struct PagedSequence<'a> {
+    pub(super) prefix: KeyValueRows<'a>,
+    pub(super) own: &'a KeyValuePages<'a>,
+    pub(super) bias: Option<Bias<'a>>,
+}
+
+/// A run of columns of the scores: rows of one piece.
+struct Part<'a> {
+    rows: KeyValueRows<'a>,
+    range: Range<usize>,
+    /// How far the first of them lies behind the query.
+    distance: isize,
+}
+
+/// Writes the outputs of the queries of `sequences` that `chosen` names to `output`, both laid out as `segments` says.
+pub(super) fn attend(
+    workspace: &Workspace,
+    options: &Attention,
+    query: &[f32],
+    output: &mut [f32],
+    segments: &Segments,
+    sequences: &[PagedSequence<'_>],
+    chosen: &[bool],
+) {
+    let width = options.heads * options.head_dim;
+    let mut tasks = Vec::new();
+    let mut rest = output;
+    for ((range, sequence), chosen) in segments.ranges().zip(sequences).zip(chosen) {
+        let (own, after) = rest.split_at_mut(range.len() * width);
+        rest = after;
+        if *chosen {
+            tasks.push((sequence, &query[range.start * width..range.end * width], own));
+        }
+    }
+    tasks.into_par_iter().for_each(|(sequence, query, output)| {
+        let count = sequence.own.count(options);
+        let queries = query.len() / width;
+        let columns = sequence.prefix.count(options) + count;
+        let mut scores = workspace.take(options.group() * columns);
+        for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
+            let position = count as isize - queries as isize + number as isize;
+            let parts = parts(options, sequence, position, count);
+            for kv_head in 0..options.kv_heads {
+                head(options, &parts, sequence.bias, (query, output), kv_head, &mut scores);
+            }
+        }
+    });
+}
+
+/// The keys that the query at `position` sees.
+fn parts<'a>(options: &Attention, sequence: &PagedSequence<'a>, position: isize, count: usize) -> Vec<Part<'a>> {
+    let visible = options.visible(position, count);
+    let prefixed = sequence.prefix.count(options);
+    let mut parts = Vec::with_capacity(1 + sequence.own.pages.len());
+    if prefixed > 0 {
+        let distance = -(prefixed as isize) - position;
+        parts.push(Part { rows: sequence.prefix, range: 0..prefixed, distance });
+    }
+    let mut start = 0;
+    for page in &sequence.own.pages {
+        let rows = page.count(options);
+        let range = visible.start.clamp(start, start + rows) - start..visible.end.clamp(start, start + rows) - start;
+        if !range.is_empty() {
+            let distance = (start + range.start) as isize - position;
+            parts.push(Part { rows: *page, range, distance });
+        }
+        start += rows;
+    }
+    parts
+}
+
+/// One head of keys and values for the query heads that share it.
+fn head(
+    options: &Attention,
+    parts: &[Part<'_>],
+    bias: Option<Bias<'_>>,
+    (query, output): (&[f32], &mut [f32]),
+    kv_head: usize,
+    scores: &mut [f32],
+) {
+    let (group, size) = (options.group(), options.head_dim);
+    let columns: usize = parts.iter().map(|part| part.range.len()).sum();
+    let features = kv_head * group * size..(kv_head + 1) * group * size;
+    let (query, output) = (&query[features.clone()], &mut output[features]);
+    if columns == 0 {
+        output.fill(0.0);
+        return;
+    }
+    let scores = &mut scores[..group * columns];
+    vectorised(
+        #[inline(always)]
+        || {
+            for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate()
+            {
+                let mut column = 0;
+                for part in parts {
+                    let scores = &mut scores[column..column + part.range.len()];
+                    let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
+                    scores.iter_mut().zip(keys).for_each(|(score, key)| *score = options.scale * dot(query, key));
+                    if let Some(bias) = bias {
+                        let values = bias.row(kv_head * group + member, part.distance, scores.len());
+                        scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
+                    }
+                    column += part.range.len();
+                }
+            }
+            for (scores, output) in scores.chunks_exact_mut(columns).zip(output.chunks_exact_mut(size)) {
+                let max = largest(scores);
+                let sum = exponentials(scores, max);
+                let factor = 1.0 / sum;
+                match size {
+                    64 => weigh::<64>(options, parts, scores, kv_head, factor, output),
+                    128 => weigh::<128>(options, parts, scores, kv_head, factor, output),
+                    _ => {
+                        output.fill(0.0);
+                        for (weight, value) in values(options, parts, scores, kv_head) {
+                            output.iter_mut().zip(value).for_each(|(sum, value)| *sum += weight * value);
+                        }
+                        output.iter_mut().for_each(|value| *value *= factor);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// `factor · Σ weight · value`, with the sums in registers.
+#[inline(always)]
+fn weigh<const SIZE: usize>(
+    options: &Attention,
+    parts: &[Part<'_>],
+    weights: &[f32],
+    kv_head: usize,
+    factor: f32,
+    output: &mut [f32],
+) {
+    let mut sums = [0.0f32; SIZE];
+    for (weight, value) in values(options, parts, weights, kv_head) {
+        for lane in 0..SIZE {
+            sums[lane] += weight * value[lane];
+        }
+    }
+    output.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum * factor);
+}
+
+/// Each weight with its row of the values.
+#[inline(always)]
+fn values<'a>(
+    options: &'a Attention,
+    parts: &'a [Part<'_>],
+    weights: &'a [f32],
+    kv_head: usize,
+) -> impl Iterator<Item = (f32, &'a [f32])> {
+    let rows = parts.iter().flat_map(
+        #[inline(always)]
+        move |part| part.rows.head_rows(options, part.rows.values, kv_head, &part.range),
+    );
+    weights.iter().copied().zip(rows)
+}
+
+impl KeyValueRows<'_> {
+    /// One head of some rows of `side`, the keys or the values.
+    #[inline(always)]
+    fn head_rows<'b>(
+        &self,
+        options: &Attention,
+        side: &'b [f32],
+        kv_head: usize,
+        range: &Range<usize>,
+    ) -> impl Iterator<Item = &'b [f32]> + use<'b> {
+        let (width, size) = (options.kv_heads * options.head_dim, options.head_dim);
+        let rows = side[range.start * width..range.end * width].chunks_exact(width);
+        rows.map(
+            #[inline(always)]
+            move |row| &row[kv_head * size..][..size],
+        )
+    }
+}
+
+/// `Σ a·b` in lanes.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for lane in 0..16 {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    halved(&lanes) + rest
+}
