@@ -7,6 +7,7 @@ mod methods;
 mod peers;
 mod readme;
 mod results;
+mod serving;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ enum Command {
     /// Measures quality on tasks of GLUE beside HF PEFT, and writes bench/results/glue-DATE.json; what stands there already is
     /// not measured again
     BenchGlue(glue::BenchGlue),
+    /// Measures the serving engine with many adapters
+    BenchServe(serving::BenchServe),
     /// Writes the tables of the latest results into README.md
     Readme,
 }
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Command::BenchPeers(arguments) => peers::run(&arguments),
         Command::BenchMethods(arguments) => methods::run(&arguments),
         Command::BenchGlue(arguments) => glue::run(&arguments),
+        Command::BenchServe(arguments) => serving::run(&arguments),
         Command::Readme => readme::write(&repository()),
     }
 }

@@ -37,11 +37,13 @@ pub(crate) struct Case {
 
 /// The unit of memory: less is better.
 pub(crate) const MEMORY: &str = "GB";
+/// Units of which less is better.
+const LESS: [&str; 3] = [MEMORY, "MB", "ms"];
 
 impl Case {
     pub(crate) fn new(case: String, unit: &str, ours: &[f64], peer: &[f64]) -> Self {
         let (ours, peer) = (median(ours), median(peer));
-        let ratio = if unit == MEMORY { peer / ours } else { ours / peer };
+        let ratio = if LESS.contains(&unit) { peer / ours } else { ours / peer };
         Self { case, ours: rounded(ours), peer: rounded(peer), ratio: rounded(ratio), unit: unit.to_owned() }
     }
 }
@@ -79,9 +81,14 @@ pub(crate) fn latest_named<T: DeserializeOwned>(repository: &Path, prefix: &str)
 impl Results {
     /// Writes them, and returns where.
     pub(crate) fn save(&self, repository: &Path) -> anyhow::Result<PathBuf> {
+        self.save_as(repository, &self.date)
+    }
+
+    /// The same under a name; results of something else than training have a word before the date.
+    pub(crate) fn save_as(&self, repository: &Path, name: &str) -> anyhow::Result<PathBuf> {
         let folder = results_folder(repository);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let path = folder.join(format!("{}.json", self.date));
+        let path = folder.join(format!("{name}.json"));
         let text = serde_json::to_string_pretty(self)? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)

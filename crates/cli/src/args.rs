@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tunesmith_tensor::Precision;
 
+use crate::serve_args::{SERVE_EXAMPLES, ServeArgs};
+
 /// Fine-tunes language models by training a few small parts on a frozen base.
 #[derive(Debug, Parser)]
 #[command(name = "tunesmith", version, propagate_version = true, disable_help_subcommand = true)]
@@ -31,6 +33,9 @@ pub(crate) enum Command {
     /// Continue prompts, or chat
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
+    /// Serve many adapters over one base by HTTP, as OpenAI's clients know it
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
     /// Loss, perplexity and other metrics of a model on a file
     #[command(after_help = EVALUATE_EXAMPLES)]
     Evaluate(EvaluateArgs),

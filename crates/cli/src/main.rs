@@ -13,6 +13,7 @@ mod plot;
 mod progress;
 mod pull;
 mod quantization;
+mod serve_args;
 mod subspaces;
 mod task_file;
 mod terminal;

@@ -13,6 +13,7 @@ mod pull;
 mod quickstart;
 mod ranks;
 mod report;
+mod serve;
 mod study;
 mod sweep;
 mod train;
@@ -26,6 +27,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Merge(args) => merge::run(&args),
