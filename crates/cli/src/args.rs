@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tunesmith_tensor::Precision;
 
+use crate::commands::IntrinsicDimensionArgs;
 use crate::serve_args::{SERVE_EXAMPLES, ServeArgs};
 
 /// Fine-tunes language models by training a few small parts on a frozen base.
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Write a study's page, tables and plots from its results
     #[command(after_help = REPORT_EXAMPLES)]
     Report(ReportArgs),
+    /// Find the smallest d at which a random subspace does nearly as well as full fine-tuning
+    #[command(after_help = INTRINSIC_DIMENSION_EXAMPLES)]
+    IntrinsicDimension(IntrinsicDimensionArgs),
     /// Measure this machine, and what training and generation make of it
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
@@ -215,6 +219,16 @@ const REPORT_EXAMPLES: &str = "\
 Examples:
   tunesmith report studies/lora-rank               writes studies/lora-rank/report/index.html and what belongs to it
   tunesmith report studies/lora-rank -o pages";
+
+const INTRINSIC_DIMENSION_EXAMPLES: &str = "\
+Examples:
+  tunesmith intrinsic-dimension mrpc.yaml
+  tunesmith intrinsic-dimension mrpc.yaml --last 100000 --learning-rates 1e-3,1e-2 peft.peft_type=SAID
+  tunesmith intrinsic-dimension mrpc.yaml --resume     go on after Ctrl-C or a crash
+
+The search: full fine-tuning first, the best of its learning rates; then d grows by --factor until it reaches --fraction
+of that, with the best of --learning-rates at each d; then the gap below is halved on a logarithmic scale down to
+--resolution. The metric is metric_for_best_model, and of each run its best evaluation (eval_steps) counts.";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:

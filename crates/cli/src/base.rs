@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tunesmith_methods::{BuiltAdapter, ModelDescription, TaskType, load_adapter, load_config};
+use tunesmith_methods::{BuiltAdapter, ModelDescription, load_adapter, load_config};
 use tunesmith_models::{HeadOptions, LoadOptions, Model, Pretrained, Task, load};
-use tunesmith_tensor::{Adapter, Base as SiteBase, Precision, SiteId, Workspace};
+use tunesmith_tensor::{Adapter, Precision, Workspace};
+use tunesmith_train::describe;
 
 use crate::args::ModelArgs;
 use crate::failure::Misuse;
@@ -139,31 +140,7 @@ impl Base {
 
     /// Calls `work` with what methods may know of the model.
     pub(crate) fn describe<T>(&self, work: impl FnOnce(&ModelDescription<'_>) -> T) -> T {
-        let model = self.model();
-        let base = |site: SiteId| -> Option<SiteBase<'_>> { model.base(site) };
-        let tokenize = |text: &str| self.pretrained.tokenizer.encode(text, false).unwrap_or_default();
-        work(&ModelDescription {
-            model_type: &model.info().model_type,
-            name_or_path: Some(&self.name),
-            task_type: task_type(model.info().head.task),
-            heads: model.info().heads,
-            key_value_heads: model.info().kv_heads,
-            tokenize: Some(&tokenize),
-            sites: model.sites(),
-            base: &base,
-        })
-    }
-}
-
-/// PEFT's task of a model's head.
-fn task_type(task: Task) -> TaskType {
-    match task {
-        Task::CausalLm => TaskType::CausalLm,
-        Task::SeqCls => TaskType::SeqCls,
-        Task::TokenCls => TaskType::TokenCls,
-        Task::QuestionAns => TaskType::QuestionAns,
-        Task::Seq2SeqLm => TaskType::Seq2SeqLm,
-        Task::FeatureExtraction => TaskType::FeatureExtraction,
+        describe(self.model(), Some(&self.name), Some(&self.pretrained.tokenizer), work)
     }
 }
 

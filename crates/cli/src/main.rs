@@ -4,6 +4,7 @@ mod args;
 mod base;
 mod commands;
 mod config;
+mod dimension_plot;
 mod e2e_sample;
 mod failure;
 mod hub;

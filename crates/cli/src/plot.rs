@@ -17,10 +17,10 @@ pub(crate) struct LossCurve {
     pub(crate) eval: Vec<(u64, f64)>,
 }
 
-const SIZE: (u32, u32) = (880, 520);
-const INK: RGBColor = RGBColor(60, 60, 60);
-const TRAIN: RGBColor = RGBColor(66, 113, 184);
-const EVAL: RGBColor = RGBColor(208, 96, 32);
+pub(crate) const SIZE: (u32, u32) = (880, 520);
+pub(crate) const INK: RGBColor = RGBColor(60, 60, 60);
+pub(crate) const TRAIN: RGBColor = RGBColor(66, 113, 184);
+pub(crate) const EVAL: RGBColor = RGBColor(208, 96, 32);
 
 impl LossCurve {
     /// The curve in a run's log.

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use tunesmith_tensor::{Base, Site, SiteId};
+use tunesmith_tensor::{Base, Matrix, Site, SiteId};
 
 use crate::MethodError;
 use crate::common::TaskType;
 
 /// Turns a text into tokens, without special ones.
 pub type Tokenize<'a> = &'a dyn Fn(&str) -> Vec<u32>;
+
+/// Runs the model over tokens and gives the keys and values of each block's self-attention, both
+/// `[tokens, key-value heads · head width]`, in order of the blocks; `None` where the model is no decoder.
+pub type KeysAndValues<'a> = &'a dyn Fn(&[u32]) -> Option<Vec<(Matrix, Matrix)>>;
 
 /// A model as methods see it: its sites and frozen weights, and what names it in an adapter's files.
 #[derive(Clone, Copy)]
@@ -26,6 +30,8 @@ pub struct ModelDescription<'a> {
     pub key_value_heads: usize,
     /// The tokens of a text, without special ones; `None` where there is no tokenizer.
     pub tokenize: Option<Tokenize<'a>>,
+    /// What the model computes for tokens; `None` where it cannot be run.
+    pub keys_and_values: Option<KeysAndValues<'a>>,
     /// All sites; the id of a site is its place in the list.
     pub sites: &'a [Site],
     /// The frozen weight and bias of a weight site.

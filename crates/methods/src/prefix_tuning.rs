@@ -19,6 +19,7 @@ use tunesmith_tensor::{
 use crate::common::{CommonConfig, Purpose};
 use crate::error::ConfigProblem;
 use crate::method::{Built, Method, Place};
+use crate::prefix_start;
 use crate::virtual_tokens::{STORED, VirtualTokens, attention_sites, filled, linear_start};
 use crate::{MethodError, ModelDescription};
 
@@ -38,6 +39,9 @@ pub struct PrefixTuningConfig {
     pub encoder_hidden_size: Option<usize>,
     /// `zero` lets the prefix begin with zeros.
     pub init_weights: Option<PrefixStart>,
+    /// Lets the prefix begin as the keys and values that the model, a decoder, computes for the tokens of this text,
+    /// repeated or cut to the number of virtual tokens (section 7.4 of the paper).
+    pub prefix_init_text: Option<String>,
     /// Which attentions of an encoder-decoder get a prefix. A new adapter gets all three where neither this nor
     /// `num_transformer_submodules` is set; a file without this key is PEFT's.
     pub prefix_attention: Option<Vec<PrefixPlace>>,
@@ -82,6 +86,8 @@ struct Start {
     /// Width of the network, if there is one.
     hidden: Option<usize>,
     zero: bool,
+    /// What `P` begins as, where it is neither random nor zero.
+    values: Option<Matrix>,
 }
 
 impl PrefixSet {
@@ -91,6 +97,9 @@ impl PrefixSet {
         let mut stream = seed.stream(&stored, 0);
         let name = |name: &str| format!("{scope}prompt_encoder.{name}");
         let parameters = match start.hidden {
+            None if start.values.is_some() => {
+                start.values.iter().map(|p| Parameter::new(&*stored, p.clone())).collect()
+            }
             None if start.zero => vec![Parameter::new(stored.clone(), Matrix::zeros(length, out))],
             None => vec![Parameter::new(stored.clone(), filled(length, out, || stream.normal()))],
             Some(hidden) => {
@@ -100,6 +109,10 @@ impl PrefixSet {
                 if start.zero {
                     last.data_mut().fill(0.0);
                     last_bias.data_mut().fill(0.0);
+                }
+                if let Some(values) = &start.values {
+                    let network = [&embedding, &first, &first_bias, &last, &last_bias];
+                    last = prefix_start::last_layer(network, values);
                 }
                 vec![
                     Parameter::new(name("embedding.weight"), embedding),
@@ -187,7 +200,7 @@ impl Method for PrefixTuningConfig {
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
 
     fn own_keys() -> &'static [&'static str] {
-        &["prefix_attention"]
+        &["prefix_attention", "prefix_init_text"]
     }
 
     fn common(&self) -> &CommonConfig {
@@ -207,6 +220,10 @@ impl Method for PrefixTuningConfig {
         if self.prefix_attention.as_ref().is_some_and(Vec::is_empty) {
             let reason = "it must name at least one of encoder, decoder and cross".to_owned();
             problems.push(ConfigProblem::Value { key: "prefix_attention".into(), reason });
+        }
+        if self.prefix_init_text.is_some() && self.init_weights.is_some() {
+            let reason = "init_weights says what the prefix begins as, too: keep one".to_owned();
+            problems.push(ConfigProblem::Value { key: "prefix_init_text".into(), reason });
         }
         problems
     }
@@ -229,12 +246,14 @@ impl Method for PrefixTuningConfig {
         let hidden = (self.prefix_projection && purpose == Purpose::Training).then_some(hidden);
         let zero = self.init_weights == Some(PrefixStart::Zero);
         let length = config.tokens.length();
+        let text = self.prefix_init_text.as_deref().filter(|_| purpose == Purpose::Training);
+        let values = text.map(|text| prefix_start::recorded(text, length, hidden, model)).transpose()?;
         let mut adapter = Adapter::new();
         match &config.prefix_attention {
             Some(places) if has_encoder => {
                 for place in places {
                     let sites = sites_of(*place, model);
-                    let start = Start { slots: 2 * sites.len(), hidden, zero };
+                    let start = Start { slots: 2 * sites.len(), hidden, zero, values: None };
                     let set = PrefixSet::new(scope(*place), length, width, &start, seed);
                     for (block, site) in sites.into_iter().enumerate() {
                         let (key_slot, value_slot) = (2 * block, 2 * block + 1);
@@ -245,7 +264,7 @@ impl Method for PrefixTuningConfig {
             }
             _ => {
                 let slots = 2 * config.tokens.num_layers.unwrap_or(decoder.len());
-                let set = PrefixSet::new("", length, width, &Start { slots, hidden, zero }, seed);
+                let set = PrefixSet::new("", length, width, &Start { slots, hidden, zero, values }, seed);
                 let doubled = config.tokens.num_transformer_submodules == Some(2);
                 for (block, site) in decoder.into_iter().enumerate() {
                     // With two submodules PEFT repeats the slots and takes two of every four.

@@ -13,7 +13,7 @@ use tunesmith_tensor::{Adapter, InputTuner, Matrix, Parameter, Seed, Tape, Train
 use crate::common::{CommonConfig, Purpose};
 use crate::error::ConfigProblem;
 use crate::method::{Built, Method, Place};
-use crate::virtual_tokens::{STORED, VirtualTokens, filled, input_site, token_embeddings};
+use crate::virtual_tokens::{STORED, VirtualTokens, filled, input_site, token_embeddings, tokens};
 use crate::{MethodError, ModelDescription};
 
 /// Configuration of prompt tuning, with PEFT's keys.
@@ -177,10 +177,4 @@ fn start(
         }
     }
     Ok(matrix)
-}
-
-/// The tokens of a text, at least one.
-fn tokens(text: &str, model: &ModelDescription<'_>) -> Result<Vec<u32>, MethodError> {
-    let ids = model.tokenize.map(|tokenize| tokenize(text)).unwrap_or_default();
-    if ids.is_empty() { Err(MethodError::NoTokens { text: text.to_owned() }) } else { Ok(ids) }
 }

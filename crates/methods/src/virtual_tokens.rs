@@ -126,6 +126,12 @@ pub(crate) fn token_embeddings(model: &ModelDescription<'_>) -> Result<Matrix, M
     Ok(model.base(SiteId(site))?.weight.to_matrix())
 }
 
+/// The tokens of a text, at least one.
+pub(crate) fn tokens(text: &str, model: &ModelDescription<'_>) -> Result<Vec<u32>, MethodError> {
+    let ids = model.tokenize.map(|tokenize| tokenize(text)).unwrap_or_default();
+    if ids.is_empty() { Err(MethodError::NoTokens { text: text.to_owned() }) } else { Ok(ids) }
+}
+
 /// A matrix of values that `value` gives.
 pub(crate) fn filled(rows: usize, cols: usize, value: impl FnMut() -> f32) -> Matrix {
     Matrix::from_vec(rows, cols, std::iter::repeat_with(value).take(rows * cols).collect())

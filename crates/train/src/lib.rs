@@ -6,8 +6,10 @@ mod batch;
 mod batches;
 mod checkpoint;
 mod data;
+mod describe;
 mod error;
 mod evaluate;
+mod intrinsic_dimension;
 mod losses;
 mod memory;
 mod memory_plan;
@@ -30,8 +32,10 @@ pub use data::{
     DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Record, Records, generation_cases,
     read_records, tokenize,
 };
+pub use describe::describe;
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, HeldOut, Sample, Validation, evaluate_loss, generate_all};
+pub use intrinsic_dimension::{Candidate, CurvePoint, DimensionSearch, IntrinsicDimension, NextTrial, Trial};
 pub use losses::{Loss, Targets};
 pub use memory::{page_faults, peak_memory, reset_peak_memory};
 pub use memory_plan::{ByteSize, GradientCheckpointing, MemoryEstimate};

@@ -4,11 +4,13 @@
 use std::time::Instant;
 
 use serde_json::Value;
-use tunesmith_methods::{MethodConfig, MethodError, ModelDescription, TaskType, build};
+use tunesmith_methods::{MethodConfig, MethodError, build};
 use tunesmith_models::Model;
 use tunesmith_tensor::{Direction, Gradients, Profile, Seed, Workspace};
 
-use crate::{AdamW, Batch, Example, Optimizer, ParameterGroup, clip_grad_norm, mean_loss, page_faults, peak_memory};
+use crate::{
+    AdamW, Batch, Example, Optimizer, ParameterGroup, clip_grad_norm, describe, mean_loss, page_faults, peak_memory,
+};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -72,18 +74,8 @@ impl StepBenchmark {
     pub fn run(&self, model: &dyn Model, workspace: &Workspace) -> Result<StepMeasurement, MethodError> {
         let profile = Profile::default();
         let workspace = workspace.clone().profiled(&profile);
-        let description = ModelDescription {
-            model_type: &model.info().model_type,
-            name_or_path: None,
-            task_type: TaskType::CausalLm,
-            heads: model.info().heads,
-            key_value_heads: model.info().kv_heads,
-            tokenize: None,
-            sites: model.sites(),
-            base: &|site| model.base(site),
-        };
         let config = MethodConfig::from_run_file(&self.peft)?;
-        let mut adapter = build(&config, &description, Seed(0))?.adapter;
+        let mut adapter = describe(model, None, None, |model| build(&config, model, Seed(0)))?.adapter;
         let mut optimizer = Optimizer::new(AdamW::default(), 0.0, &adapter.parameters(), |_| ParameterGroup::default());
         let mut stream = Seed(0).stream("tokens", 0);
         let vocabulary = model.info().vocab_size as u64;

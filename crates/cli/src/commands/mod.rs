@@ -7,6 +7,7 @@ mod evaluate;
 mod generate;
 mod icl;
 mod inspect;
+mod intrinsic_dimension;
 mod merge;
 mod predict;
 mod pull;
@@ -17,6 +18,8 @@ mod serve;
 mod study;
 mod sweep;
 mod train;
+
+pub(crate) use intrinsic_dimension::IntrinsicDimensionArgs;
 
 use crate::args::{Cli, Command};
 
@@ -37,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Icl(args) => icl::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::IntrinsicDimension(args) => intrinsic_dimension::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),
     }

@@ -118,6 +118,7 @@ impl Model {
             heads: 4,
             key_value_heads: 2,
             tokenize: None,
+            keys_and_values: None,
             sites: &self.sites,
             base: &base,
         })

@@ -224,7 +224,7 @@ impl T5 {
         [attending.k, attending.v].map(|site| self.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
     }
 
-    /// The biases of a stack's scores for sequences of up to `longest` rows.
+    /// The biases of a stack's scores for sequences of up to `longest` rows, those of a prefix included.
     fn bias(&self, forward: &mut Forward<'_>, stack: &Stack, longest: usize, both_directions: bool) -> DistanceBias {
         let (buckets, most) = (self.config.buckets, self.config.max_distance);
         let reach = longest as isize;

@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tunesmith_methods::{BuiltAdapter, FullTuner, MethodConfig, ModelDescription, TaskType, build};
+use tunesmith_methods::{BuiltAdapter, FullTuner, MethodConfig, build};
 use tunesmith_models::{
     BeamSearch, EarlyStopping, GenerationDefaults, GenerationOptions, LoadedModel, Model, ModelKind, NumberFormat,
     load_model, save_folder, search,
 };
 use tunesmith_tensor::{Adapter, Gradients, Seed, SiteId, Stream, Workspace};
-use tunesmith_train::{AdamW, Batch, Optimizer, ParameterGroup, mean_loss, merged_tensors};
+use tunesmith_train::{AdamW, Batch, Optimizer, ParameterGroup, describe, mean_loss, merged_tensors};
 
 /// The id of the first letter.
 const FIRST_LETTER: u32 = 10;
@@ -67,7 +67,8 @@ impl Study {
             }
         }
         self.train(&*model, &mut adapter, end, 0, self.pretraining, 3e-3);
-        let replaced = describe(&*model, |description| merged_tensors(&adapter, description)).expect("weights merge");
+        let replaced =
+            describe(&*model, None, None, |description| merged_tensors(&adapter, description)).expect("weights merge");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let defaults = GenerationDefaults::default();
         save_folder(folder.path(), &*model, None, &defaults, &replaced, NumberFormat::F32).expect("the model saves");
@@ -81,7 +82,7 @@ impl Study {
         let Pretrained { model, end, .. } = pretrained;
         let value = serde_json::from_str(method).expect("the method is JSON");
         let config = MethodConfig::from_run_file(&value).unwrap_or_else(|error| panic!("{method}: {error}"));
-        let built = describe(&**model, |description| build(&config, description, Seed(1)));
+        let built = describe(&**model, None, None, |description| build(&config, description, Seed(1)));
         let BuiltAdapter { mut adapter, .. } = built.unwrap_or_else(|error| panic!("{method}: {error}"));
         let before = self.exact_match(&**model, Some(&adapter), *end, SHIFT);
         self.train(&**model, &mut adapter, *end, SHIFT, self.adaptation, learning_rate);
@@ -138,17 +139,4 @@ impl Study {
         };
         found.iter().zip(&pairs).filter(is_right).count() as f64 / self.tested as f64
     }
-}
-
-fn describe<R>(model: &dyn Model, work: impl FnOnce(&ModelDescription<'_>) -> R) -> R {
-    work(&ModelDescription {
-        model_type: &model.info().model_type,
-        name_or_path: None,
-        task_type: TaskType::Seq2SeqLm,
-        heads: model.info().heads,
-        key_value_heads: model.info().kv_heads,
-        tokenize: None,
-        sites: model.sites(),
-        base: &|site| model.base(site),
-    })
 }

@@ -5,13 +5,11 @@ use std::fs;
 use std::io::ErrorKind;
 
 use serde_json::{Value, json};
-use tunesmith_methods::{
-    MethodConfig, ModelDescription, TaskType, build, load_checkpoint, save_adapter, save_checkpoint,
-};
+use tunesmith_methods::{MethodConfig, build, load_checkpoint, save_adapter, save_checkpoint};
 use tunesmith_models::{LoadOptions, Pretrained, load};
 
 use super::*;
-use crate::{Example, Validation};
+use crate::{Example, Validation, describe};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
@@ -55,19 +53,9 @@ impl Scene {
         given.as_object_mut().unwrap().extend(arguments.as_object().unwrap().clone());
         let arguments: TrainingArguments = serde_json::from_value(given).unwrap();
         let model = &*self.pretrained.model;
-        let description = ModelDescription {
-            model_type: &model.info().model_type,
-            name_or_path: None,
-            task_type: TaskType::CausalLm,
-            heads: model.info().heads,
-            key_value_heads: model.info().kv_heads,
-            tokenize: None,
-            sites: model.sites(),
-            base: &|site| model.base(site),
-        };
         let config = MethodConfig::from_run_file(&json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}));
         let config = config.unwrap();
-        let mut built = build(&config, &description, Seed(1)).unwrap();
+        let mut built = describe(model, None, None, |model| build(&config, model, Seed(1))).unwrap();
         let output_dir = self.folder.path().join(output);
         let report = Run {
             model,
@@ -88,7 +76,9 @@ impl Scene {
                 }
                 Ok(save_checkpoint(folder, built)?)
             },
-            read_checkpoint: &|folder| Ok(load_checkpoint(folder, &config, &description, Seed(1))?),
+            read_checkpoint: &|folder| {
+                Ok(describe(model, None, None, |model| load_checkpoint(folder, &config, model, Seed(1)))?)
+            },
         }
         .train(&mut built, start, &mut Watcher { stop_at: self.stop_at, step: 0 })?;
         Ok((report, built.adapter.parameters().iter().map(|parameter| parameter.value().to_vec()).collect()))

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use tunesmith_methods::{BuiltAdapter, LoraPlus, ModelDescription, TaskType, load_adapter, save_adapter};
+use tunesmith_methods::{BuiltAdapter, LoraPlus, load_adapter, save_adapter};
 use tunesmith_models::{
-    GenerationDefaults, LoadedModel, Model, NumberFormat, QuantizationOptions, Task, load_model, load_model_quantized,
+    GenerationDefaults, LoadedModel, Model, NumberFormat, QuantizationOptions, load_model, load_model_quantized,
     save_folder,
 };
 use tunesmith_tensor::{Adapter, FourBitOptions, FourBitType, Gradients, Parameter, Precision, SiteId, Workspace};
-use tunesmith_train::{AdamW, Optimizer, ParameterGroup, mean_loss, merged_tensors};
+use tunesmith_train::{AdamW, Optimizer, ParameterGroup, describe, mean_loss, merged_tensors};
 
 use crate::Outcome;
 use crate::compare::{Errors, TOLERANCE, relative_error};
@@ -92,7 +92,7 @@ pub(crate) fn method_against(
     let again = load(saved.path(), &**model).adapter;
     errors.require(parameter_bits(&again) == parameter_bits(&from_file.adapter), "saved and loaded, the values differ");
 
-    let Some(mut built) = with_description(&**model, |model| start::trainable(from_file, model, &expect)) else {
+    let Some(mut built) = describe(&**model, None, None, |model| start::trainable(from_file, model, &expect)) else {
         errors.problem("no seed of the reference gives what its file holds".to_owned());
         return errors.outcome();
     };
@@ -115,7 +115,7 @@ pub(crate) fn method_against(
         let merged = real_rows(&**model, merged, &inputs);
         errors.compare("merged", "", &logits(&*merged_model, None, &inputs), &merged);
     } else {
-        let refused = with_description(&**model, |model| merged_tensors(adapter, model)).is_err();
+        let refused = describe(&**model, None, None, |model| merged_tensors(adapter, model)).is_err();
         errors.require(refused, "what is not weights alone is merged");
     }
 
@@ -226,41 +226,17 @@ pub(crate) fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Exam
     (0..5).map(step).collect()
 }
 
-fn with_description<R>(model: &dyn Model, work: impl FnOnce(&ModelDescription<'_>) -> R) -> R {
-    work(&ModelDescription {
-        model_type: &model.info().model_type,
-        name_or_path: None,
-        task_type: task_type(model.info().head.task),
-        heads: model.info().heads,
-        key_value_heads: model.info().kv_heads,
-        tokenize: None,
-        sites: model.sites(),
-        base: &|site| model.base(site),
-    })
-}
-
-fn task_type(task: Task) -> TaskType {
-    match task {
-        Task::CausalLm => TaskType::CausalLm,
-        Task::SeqCls => TaskType::SeqCls,
-        Task::TokenCls => TaskType::TokenCls,
-        Task::QuestionAns => TaskType::QuestionAns,
-        Task::Seq2SeqLm => TaskType::Seq2SeqLm,
-        Task::FeatureExtraction => TaskType::FeatureExtraction,
-    }
-}
-
 pub(crate) fn load_base(folder: &Path) -> Arc<dyn Model> {
     load_model(folder).unwrap_or_else(|error| panic!("{error}")).model
 }
 
 pub(crate) fn load(folder: &Path, model: &dyn Model) -> BuiltAdapter {
-    with_description(model, |model| load_adapter(folder, model)).unwrap_or_else(|error| panic!("{error}"))
+    describe(model, None, None, |model| load_adapter(folder, model)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The merged model, through a Hugging Face folder.
 fn merge(model: &dyn Model, adapter: &Adapter, folder: &Path) -> Arc<dyn Model> {
-    let replaced = with_description(model, |model| merged_tensors(adapter, model)).expect("weight methods merge");
+    let replaced = describe(model, None, None, |model| merged_tensors(adapter, model)).expect("weight methods merge");
     save_folder(folder, model, None, &GenerationDefaults::default(), &replaced, NumberFormat::F32)
         .expect("the merged model saves");
     load_model(folder).unwrap_or_else(|error| panic!("{error}")).model
