@@ -11,7 +11,7 @@ use crate::common::{CommonConfig, Matters, Purpose, Uninterpreted};
 use crate::error::ConfigProblem;
 use crate::full::{self, FullTuner};
 use crate::method::Place;
-use crate::{MethodError, ModelDescription, adapter_hub};
+use crate::{MethodError, adapter_hub};
 
 /// Configuration of a bottleneck adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -287,7 +287,7 @@ impl BottleneckConfig {
         }
         let mut whole: Vec<SiteId> = Vec::new();
         if purpose == Purpose::Training && config.modules_to_save.is_none() {
-            config.modules_to_save = heads(model);
+            config.modules_to_save = place.heads();
         }
         whole.extend(full::sites_to_save(config.modules_to_save.as_deref().unwrap_or_default(), &[], model, purpose)?);
         if self.train_layer_norms {
@@ -300,12 +300,4 @@ impl BottleneckConfig {
         }
         Ok((config, adapter))
     }
-}
-
-/// The module that holds a classifier's head, if there is one.
-fn heads(model: &ModelDescription<'_>) -> Option<Vec<String>> {
-    let heads = model.sites.iter().filter(|site| site.role == Role::Head);
-    let mut names: Vec<String> = heads.filter_map(|site| site.path.split('.').next()).map(str::to_owned).collect();
-    names.dedup();
-    (!names.is_empty()).then_some(names)
 }

@@ -55,8 +55,14 @@ pub fn build(config: &MethodConfig, model: &ModelDescription<'_>, seed: Seed) ->
             common.base_model_name_or_path = model.name_or_path.map(str::to_owned);
         }
     });
-    let place = Place { model, seed, purpose: Purpose::Training, file: None };
-    join(config.each().map(|config| build_at(&config, &place)), model)
+    let (mut parts, mut taken) = (Vec::new(), Vec::new());
+    for config in config.each() {
+        let place = Place { model, seed, purpose: Purpose::Training, file: None, taken: &taken };
+        let part = build_at(&config, &place)?;
+        taken.extend(part.adapter.weight_sites());
+        parts.push(Ok(part));
+    }
+    join(parts, model)
 }
 
 /// Makes the tuners of one method.

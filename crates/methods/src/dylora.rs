@@ -281,7 +281,7 @@ pub fn at_rank(built: &BuiltAdapter, rank: usize, model: &ModelDescription<'_>) 
         layers_pattern: config.layers_pattern.clone(),
         ..LoraConfig::default()
     };
-    let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: None };
+    let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: None, taken: &[] };
     let mut plain = build_at(&MethodConfig::new(lora), &place)?;
     let trained: BTreeMap<String, Stored> =
         built.adapter.stored(0).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();

@@ -169,7 +169,7 @@ fn part_from(
     let tensors = SafeTensors::deserialize(bytes)
         .map_err(|source| MethodError::DamagedWeights { file: file.to_owned(), source })?;
     // What the tensors start from does not matter: every one of them is read.
-    let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: Some(&tensors) };
+    let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: Some(&tensors), taken: &[] };
     let mut built = build_at(&config, &place).map_err(|source| MethodError::AnotherModel {
         folder: folder.to_owned(),
         made_for: config.common().base_model_name_or_path.clone(),

@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Adapter, Gradients, Seed, Stored, Workspace};
+use tunesmith_tensor::{Adapter, Gradients, Role, Seed, SiteId, Stored, Workspace};
 
 use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
 use crate::error::ConfigProblem;
@@ -106,6 +106,23 @@ pub(crate) struct Place<'a, 'm> {
     /// The tensors of the adapter file, where one is loaded. All trainable tensors are filled from it afterwards; a method
     /// looks here only for what is not trainable.
     pub(crate) file: Option<&'a SafeTensors<'a>>,
+    /// Weight sites that another method of the same adapter tunes.
+    pub(crate) taken: &'a [SiteId],
+}
+
+impl Place<'_, '_> {
+    /// The modules that hold a classifier's head, which methods train in full where nothing else is said: those that no
+    /// other method of the adapter trains. `None` where the model has no head.
+    pub(crate) fn heads(&self) -> Option<Vec<String>> {
+        let sites = self.model.sites.iter().enumerate();
+        let mut heads = sites.filter(|(_, site)| site.role == Role::Head).peekable();
+        heads.peek()?;
+        let free = heads.filter(|(index, _)| !self.taken.contains(&SiteId(*index)));
+        let mut names: Vec<String> =
+            free.filter_map(|(_, site)| site.path.split('.').next()).map(str::to_owned).collect();
+        names.dedup();
+        Some(names)
+    }
 }
 
 /// What a method makes.

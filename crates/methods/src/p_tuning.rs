@@ -211,7 +211,7 @@ impl Method for PTuningConfig {
         let Place { model, seed, purpose, .. } = *place;
         let (input, site) = input_site(model)?;
         let mut config = self.clone();
-        config.tokens = self.tokens.resolved(site.cols, model.heads, model);
+        config.tokens = self.tokens.resolved(site.cols, model.heads, place);
         let hidden = *config.encoder_hidden_size.get_or_insert(site.cols);
         let (rows, width, length) = (config.tokens.stored(), site.cols, config.tokens.length());
         let lstm_layers = match self.encoder_reparameterization_type {

@@ -6,14 +6,9 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::MethodError;
-use crate::adapter_hub;
-use crate::bottleneck_config::{BottleneckConfig, BottleneckInit, ReductionFactor, Scaling, UNINTERPRETED};
-use crate::common::{CommonConfig, Purpose, Uninterpreted};
-use crate::error::ConfigProblem;
-use crate::method::{Built, Method, Place};
+use crate::bottleneck_config::{BottleneckConfig, BottleneckInit, ReductionFactor, Scaling};
+use crate::bottleneck_method::BottleneckMethod;
 
 /// Configuration of the method: AdapterHub's keys with its own defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,31 +27,14 @@ impl Default for ParallelConfig {
     }
 }
 
-impl Method for ParallelConfig {
+impl BottleneckMethod for ParallelConfig {
     const PEFT_TYPE: &'static str = "PARALLEL";
 
-    fn uninterpreted() -> &'static [Uninterpreted] {
-        &UNINTERPRETED
+    fn config(&self) -> &BottleneckConfig {
+        &self.0
     }
 
-    fn common(&self) -> &CommonConfig {
-        &self.0.common
-    }
-
-    fn common_mut(&mut self) -> &mut CommonConfig {
-        &mut self.0.common
-    }
-
-    fn problems(&self, _purpose: Purpose) -> Vec<ConfigProblem> {
-        self.0.problems()
-    }
-
-    fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError> {
-        let (config, adapter) = self.0.tuners(place)?;
-        Ok(Built { config: Self(config), adapter, warnings: Vec::new(), routine: None })
-    }
-
-    fn foreign_file(&self) -> Option<Map<String, Value>> {
-        Some(adapter_hub::to_file(&self.0))
+    fn config_mut(&mut self) -> &mut BottleneckConfig {
+        &mut self.0
     }
 }

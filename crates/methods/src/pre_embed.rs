@@ -2,14 +2,12 @@
 //! of `l_p` special tokens before the prompt and `l_i` after it. `|Θ| = d·(l_p + l_i)`.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_tensor::Adapter;
 
 use crate::MethodError;
 use crate::common::{CommonConfig, Purpose};
 use crate::error::ConfigProblem;
 use crate::method::{Built, Method, Place};
-use crate::special_tokens::{SpecialTokens, SpecialTokensTuner};
-use crate::virtual_tokens::{STORED, filled, input_site};
+use crate::special_tokens::SpecialTokens;
 
 /// Configuration of the method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,16 +37,7 @@ impl Method for PreEmbedConfig {
     }
 
     fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError> {
-        let Place { model, seed, .. } = *place;
-        let (input, site) = input_site(model)?;
-        // Uniform in ±0.5, as prompt tuning's random start.
-        let start = |name: &str| {
-            let mut stream = seed.stream(name, 0);
-            filled(self.tokens.count(), site.cols, || stream.uniform_between(-0.5, 0.5))
-        };
-        let mut adapter = Adapter::new();
-        adapter.insert_input(input, Box::new(SpecialTokensTuner::new(STORED, self.tokens, start(STORED))));
-
+        let adapter = self.tokens.at_input(place)?;
         Ok(Built { config: self.clone(), adapter, warnings: Vec::new(), routine: None })
     }
 }

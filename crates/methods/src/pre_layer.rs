@@ -3,14 +3,14 @@
 //! inputs of all `L` blocks, because nothing reads the tokens after the last.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_tensor::{Adapter, Role, SiteId};
+use tunesmith_tensor::{Role, SiteId};
 
 use crate::MethodError;
 use crate::common::{CommonConfig, Purpose};
 use crate::error::ConfigProblem;
 use crate::method::{Built, Method, Place};
-use crate::special_tokens::{ActivationsTuner, SpecialTokens, SpecialTokensTuner};
-use crate::virtual_tokens::{STORED, blocks, filled, input_site};
+use crate::special_tokens::{ActivationsTuner, SpecialTokens};
+use crate::virtual_tokens::blocks;
 
 /// Configuration of the method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,18 +41,11 @@ impl Method for PreLayerConfig {
 
     fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError> {
         let Place { model, seed, .. } = *place;
-        let (input, site) = input_site(model)?;
-        // Uniform in ±0.5, as prompt tuning's random start.
-        let start = |name: &str| {
-            let mut stream = seed.stream(name, 0);
-            filled(self.tokens.count(), site.cols, || stream.uniform_between(-0.5, 0.5))
-        };
-        let mut adapter = Adapter::new();
-        adapter.insert_input(input, Box::new(SpecialTokensTuner::new(STORED, self.tokens, start(STORED))));
+        let mut adapter = self.tokens.at_input(place)?;
         let sites = model.sites.iter().enumerate().filter(|(_, site)| site.role == Role::AfterFeedForward);
-        for (block, (index, _)) in sites.enumerate().take(blocks(model).saturating_sub(1)) {
+        for (block, (index, site)) in sites.enumerate().take(blocks(model).saturating_sub(1)) {
             let name = format!("activations.{block}");
-            let tuner = ActivationsTuner::new(&name, start(&name));
+            let tuner = ActivationsTuner::new(&name, self.tokens.start(&name, site.cols, seed));
             adapter.insert_hidden(SiteId(index), Box::new(tuner));
         }
         Ok(Built { config: self.clone(), adapter, warnings: Vec::new(), routine: None })

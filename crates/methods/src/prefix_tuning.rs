@@ -241,7 +241,7 @@ impl Method for PrefixTuningConfig {
         if is_new && has_encoder && config.prefix_attention.is_none() {
             config.prefix_attention = Some(vec![PrefixPlace::Encoder, PrefixPlace::Decoder, PrefixPlace::Cross]);
         }
-        config.tokens = self.tokens.resolved(width, model.key_value_heads, model);
+        config.tokens = self.tokens.resolved(width, model.key_value_heads, place);
         let hidden = *config.encoder_hidden_size.get_or_insert(width);
         let hidden = (self.prefix_projection && purpose == Purpose::Training).then_some(hidden);
         let zero = self.init_weights == Some(PrefixStart::Zero);

@@ -123,7 +123,7 @@ impl Method for PromptTuningConfig {
         let Place { model, seed, purpose, .. } = *place;
         let (input, site) = input_site(model)?;
         let mut config = self.clone();
-        config.tokens = self.tokens.resolved(site.cols, model.heads, model);
+        config.tokens = self.tokens.resolved(site.cols, model.heads, place);
         let shape = (config.tokens.stored(), site.cols);
         let start = match purpose {
             Purpose::Training => start(&config, shape, model, seed)?,

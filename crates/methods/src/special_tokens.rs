@@ -2,9 +2,12 @@
 //! (<https://arxiv.org/abs/2106.09685>, section 5.1): what PreEmbed (`pre_embed.rs`) and PreLayer (`pre_layer.rs`) share.
 
 use serde::{Deserialize, Serialize};
-use tunesmith_tensor::{HiddenTuner, InputTuner, Matrix, Parameter, SubLayer, Tape, Trainable, Var};
+use tunesmith_tensor::{Adapter, HiddenTuner, InputTuner, Matrix, Parameter, Seed, SubLayer, Tape, Trainable, Var};
 
+use crate::MethodError;
 use crate::error::ConfigProblem;
+use crate::method::Place;
+use crate::virtual_tokens::{STORED, filled, input_site};
 
 /// How many special tokens, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,21 @@ impl SpecialTokens {
     /// `l_p + l_i`.
     pub(crate) fn count(self) -> usize {
         self.prefix_tokens + self.infix_tokens
+    }
+
+    /// What the tensor `name` `[l_p + l_i, width]` begins as: uniform in ±0.5, as prompt tuning's random start.
+    pub(crate) fn start(self, name: &str, width: usize, seed: Seed) -> Matrix {
+        let mut stream = seed.stream(name, 0);
+        filled(self.count(), width, || stream.uniform_between(-0.5, 0.5))
+    }
+
+    /// An adapter that puts the tokens into a model's input.
+    pub(crate) fn at_input(self, place: &Place<'_, '_>) -> Result<Adapter, MethodError> {
+        let (input, site) = input_site(place.model)?;
+        let embeddings = self.start(STORED, site.cols, place.seed);
+        let mut adapter = Adapter::new();
+        adapter.insert_input(input, Box::new(SpecialTokensTuner::new(STORED, self, embeddings)));
+        Ok(adapter)
     }
 
     pub(crate) fn problems(self) -> Vec<ConfigProblem> {

@@ -43,10 +43,11 @@ pub(crate) fn resolve(
 ) -> Result<Modules, MethodError> {
     let names = match targets {
         None => {
-            return defaults.ok_or_else(|| MethodError::NoDefaultTargets {
+            let defaults = defaults.ok_or_else(|| MethodError::NoDefaultTargets {
                 model_type: model.model_type.to_owned(),
                 linears: last_names(model),
-            });
+            })?;
+            return Ok(of_model(defaults, model));
         }
         Some(Modules::Pattern(pattern)) if pattern.eq_ignore_ascii_case("all-linear") => {
             let linears = model.weight_sites().filter(|(_, site)| {
@@ -63,6 +64,15 @@ pub(crate) fn resolve(
         }
     };
     Ok(Modules::Names(if names.len() < LONG_LIST { names } else { shortened(names, &model.modules()) }))
+}
+
+/// Default targets without the names that a member of a family of models has not; all of them where it has none.
+fn of_model(defaults: Modules, model: &ModelDescription<'_>) -> Modules {
+    let Modules::Names(names) = &defaults else { return defaults };
+    let modules = model.modules();
+    let has = |name: &&String| modules.iter().any(|module| names_module(name, module));
+    let kept: Vec<String> = names.iter().filter(has).cloned().collect();
+    if kept.is_empty() { defaults } else { Modules::Names(kept) }
 }
 
 /// Whether an entry of a list of targets means a module.

@@ -277,7 +277,7 @@ impl Method for VeraConfig {
     }
 
     fn build(&self, place: &Place<'_, '_>) -> Result<Built<Self>, MethodError> {
-        let Place { model, seed, purpose, file } = *place;
+        let Place { model, seed, purpose, file, .. } = *place;
         let mut config = self.clone();
         let defaults = target_defaults::vera(model.model_type);
         let placement = Placement::find(&Wanted { defaults, ..self.wanted() }, place)?;

@@ -7,6 +7,7 @@ use tunesmith_tensor::{Adapter, Matrix, Role, Site, SiteId, Stream};
 use crate::common::Purpose;
 use crate::error::ConfigProblem;
 use crate::full::{self, FullTuner};
+use crate::method::Place;
 use crate::{MethodError, ModelDescription};
 
 /// The key in PEFT's files of what the virtual tokens come to.
@@ -55,18 +56,14 @@ impl VirtualTokens {
     }
 
     /// The same with what the model says where nothing is set.
-    pub(crate) fn resolved(&self, width: usize, heads: usize, model: &ModelDescription<'_>) -> Self {
+    pub(crate) fn resolved(&self, width: usize, heads: usize, place: &Place<'_, '_>) -> Self {
         let mut resolved = self.clone();
         resolved.token_dim.get_or_insert(width);
-        resolved.num_layers.get_or_insert(blocks(model));
+        resolved.num_layers.get_or_insert(blocks(place.model));
         resolved.num_attention_heads.get_or_insert(heads);
         resolved.num_transformer_submodules.get_or_insert(1);
         if resolved.modules_to_save.is_none() {
-            let heads = model.sites.iter().filter(|site| site.role == Role::Head);
-            let mut names: Vec<String> =
-                heads.filter_map(|site| site.path.split('.').next()).map(str::to_owned).collect();
-            names.dedup();
-            resolved.modules_to_save = (!names.is_empty()).then_some(names);
+            resolved.modules_to_save = place.heads();
         }
         resolved
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tunesmith_methods::{BuiltAdapter, load_adapter, load_checkpoint, save_adapter, save_checkpoint};
 use tunesmith_models::{GenerationDefaults, Model, NumberFormat, load_model, save_folder};
 use tunesmith_tensor::{Adapter, Parameter, Seed, SiteId, Tape, Workspace};
-use tunesmith_train::{describe, merged_tensors};
+use tunesmith_train::merged_tensors;
 
 use crate::scene::{Case, Scene, cases, scenes};
 
@@ -108,8 +108,7 @@ fn check(scene: &Scene, case: &Case, mut built: BuiltAdapter) -> Vec<String> {
     require(end < first[0], format!("the loss goes from {} to {end}", first[0]));
 
     let seed = Seed(5);
-    let resumed =
-        describe(&*scene.model, None, None, |model| load_checkpoint(checkpoint.path(), &built.config, model, seed));
+    let resumed = scene.describe(|model| load_checkpoint(checkpoint.path(), &built.config, model, seed));
     match resumed {
         Err(error) => require(false, format!("the checkpoint is not read: {error}")),
         Ok(mut resumed) => {
@@ -125,7 +124,7 @@ fn check(scene: &Scene, case: &Case, mut built: BuiltAdapter) -> Vec<String> {
     require(tuned.to_bits() != start.to_bits(), "training changes nothing".to_owned());
     let folder = tempfile::tempdir().unwrap();
     save_adapter(folder.path(), &built).unwrap();
-    match describe(&*scene.model, None, None, |model| load_adapter(folder.path(), model)) {
+    match scene.describe(|model| load_adapter(folder.path(), model)) {
         Err(error) => require(false, format!("what is saved is not read: {error}")),
         Ok(loaded) => {
             let found = evaluated(scene, &*scene.model, Some(&loaded.adapter));
@@ -139,7 +138,7 @@ fn check(scene: &Scene, case: &Case, mut built: BuiltAdapter) -> Vec<String> {
         }
     }
 
-    let merged = describe(&*scene.model, None, None, |model| merged_tensors(&built.adapter, model));
+    let merged = scene.describe(|model| merged_tensors(&built.adapter, model));
     match merged {
         Err(refusal) => {
             let refusal = refusal.to_string();

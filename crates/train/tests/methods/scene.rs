@@ -49,9 +49,12 @@ impl Scene {
 
     pub(crate) fn build(&self, config: &Value) -> Result<BuiltAdapter, MethodError> {
         let config = MethodConfig::from_run_file(config).unwrap_or_else(|error| panic!("{config}: {error}"));
-        describe(&*self.model, None, None, |model| {
-            build(&config, &ModelDescription { tokenize: Some(&words), ..*model }, Seed(5))
-        })
+        self.describe(|model| build(&config, model, Seed(5)))
+    }
+
+    /// Calls `work` with what methods may know of the model.
+    pub(crate) fn describe<R>(&self, work: impl FnOnce(&ModelDescription<'_>) -> R) -> R {
+        describe(&*self.model, None, None, |model| work(&ModelDescription { tokenize: Some(&words), ..*model }))
     }
 
     /// The mean loss and its gradients in training; the models drop nothing out.
@@ -173,7 +176,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case(json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3, "prefix_projection": true}), false, 1e-3),
         case(json!({"peft_type": "HOULSBY", "reduction_factor": 4}), false, 1e-2),
         case(json!({"peft_type": "PFEIFFER", "reduction_factor": 4}), false, 1e-2),
-        case(json!({"peft_type": "PARALLEL", "reduction_factor": 4}), false, 1e-2),
+        // ReLU has a kink, which differences fall over.
+        case(json!({"peft_type": "PARALLEL", "reduction_factor": 4, "non_linearity": "gelu"}), false, 1e-2),
         case(json!({"peft_type": "PRE_EMBED", "prefix_tokens": 2, "infix_tokens": 1}), false, 1e-2),
         case(json!({"peft_type": "PRE_LAYER", "prefix_tokens": 2, "infix_tokens": 1}), false, 1e-2),
         case(
