@@ -243,7 +243,7 @@ mod tests {
         assert_eq!((best.candidate.dimension, best.candidate.learning_rate, best.metric), (Some(37), 0.2, Some(0.8)));
         assert!((found.threshold - 0.765).abs() < 1e-12);
         let tried: Vec<usize> = found.curve.iter().map(|point| point.dimension).collect();
-        assert_eq!(tried, [10, 20, 28, 34, 36, 37, 40]);
+        assert_eq!(tried, [10, 20, 28, 33, 36, 37, 38, 40]);
         assert_eq!(trials.len(), 1 + 2 * tried.len());
         let (coarse, _) = run(&DimensionSearch { resolution: 1.5, ..search() }, step);
         assert_eq!(coarse.found.unwrap().candidate.dimension, Some(40));
