@@ -65,6 +65,8 @@ impl BaseModel {
             heads: model.info().heads,
             key_value_heads: model.info().kv_heads,
             tokenize: Some(&tokenize),
+            // Adapters are only loaded here; no prefix begins from words.
+            keys_and_values: None,
             sites: model.sites(),
             base: &base,
         })
