@@ -71,7 +71,11 @@ fn build(config: &LoraConfig, place: &Place<'_, '_>) -> Result<Built<LoraConfig>
             continue;
         }
         let base = model.base(*id)?;
-        let start = lora_start::linear(&config, site, base.weight, seed)?;
+        let start = match purpose {
+            Purpose::Training => lora_start::linear(&config, site, base.weight, seed)?,
+            // All of it is read, and drawing it would take longer than that.
+            Purpose::Loading => lora_start::nothing(config.rank(&site.path)?, site),
+        };
         let mut tuner = LoraTuner::new(site, start.a, start.b, scale, dropout);
         if let Some(bias) = placement.trained_bias(*id, model)? {
             tuner = tuner.with_bias(site, bias);

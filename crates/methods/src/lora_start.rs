@@ -72,6 +72,11 @@ pub(crate) fn linear(
     Ok(Start { a, b, out_of_base: false })
 }
 
+/// Room for what a file holds.
+pub(crate) fn nothing(r: usize, site: &Site) -> Start {
+    Start { a: Matrix::zeros(r, site.cols), b: Matrix::zeros(site.rows, r), out_of_base: false }
+}
+
 /// The start at an embedding: `A` `[r, vocabulary]` is zero, `B` `[width, r]` standard normal (PyTorch starts embeddings so).
 pub(crate) fn embedding(config: &LoraConfig, site: &Site, seed: Seed) -> Result<Start, MethodError> {
     let r = config.rank(&site.path)?;

@@ -202,9 +202,9 @@ pub(crate) fn add_updates(y: &mut Matrix, x: &Matrix, updates: &[(Range<usize>, 
 /// Lanes of a sum over the inner dimension.
 const LANES: usize = 16;
 /// Output features whose sums are in registers together.
-const WIDE: usize = 32;
+const WIDE: usize = 64;
 /// Rows that share what is read of `A` and `B`.
-const SHARING: usize = 4;
+const SHARING: usize = 2;
 
 impl ThinUpdate {
     /// `Σ scale·(x·Aᵀ)·Bᵀ` over factors `A` `[r, in]`, `B` `[out, r]`.
@@ -258,24 +258,18 @@ impl ThinUpdate {
         middle: &mut [f32],
         float: impl Fn(V) -> f32 + Copy,
     ) {
-        let (input, output) = (self.input, self.output);
-        for (place, (a, scale)) in a.chunks_exact(input).zip(&self.scales).enumerate() {
-            let mut sums = [[0.0f32; LANES]; ROWS];
-            let whole = input / LANES * LANES;
-            for (chunk, a) in a[..whole].chunks_exact(LANES).enumerate() {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = &x[row * input + chunk * LANES..][..LANES];
-                    for lane in 0..LANES {
-                        sums[lane] += x[lane] * float(a[lane]);
-                    }
-                }
-            }
-            for (row, sums) in sums.iter().enumerate() {
-                let x = &x[row * input..][..input];
-                let rest: f32 = x[whole..].iter().zip(&a[whole..]).map(|(x, a)| x * float(*a)).sum();
-                middle[row * self.rank + place] = scale * (halved(sums) + rest);
+        const TOGETHER: usize = 4;
+        let mut place = 0;
+        while place < self.rank {
+            if place + TOGETHER <= self.rank {
+                self.inner::<ROWS, TOGETHER, V>(x, a, place, middle, float);
+                place += TOGETHER;
+            } else {
+                self.inner::<ROWS, 1, V>(x, a, place, middle, float);
+                place += 1;
             }
         }
+        let output = self.output;
         let whole = output / WIDE * WIDE;
         for start in (0..whole).step_by(WIDE) {
             let mut sums = [[0.0f32; WIDE]; ROWS];
@@ -287,7 +281,7 @@ impl ThinUpdate {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let middle = middle[row * self.rank + place];
                     for lane in 0..WIDE {
-                        sums[lane] += middle * float(b[lane]);
+                        sums[lane] = middle.mul_add(float(b[lane]), sums[lane]);
                     }
                 }
             }
@@ -299,8 +293,44 @@ impl ThinUpdate {
             for col in whole..output {
                 let value = &mut y[row * output + col];
                 for place in 0..self.rank {
-                    *value += middle[row * self.rank + place] * float(b[place * output + col]);
+                    *value = middle[row * self.rank + place].mul_add(float(b[place * output + col]), *value);
                 }
+            }
+        }
+    }
+
+    /// `middle ← scale·x·Aᵀ` for some rows and `RANKS` of the products from `place` on.
+    #[inline(always)]
+    fn inner<const ROWS: usize, const RANKS: usize, V: Copy>(
+        &self,
+        x: &[f32],
+        a: &[V],
+        place: usize,
+        middle: &mut [f32],
+        float: impl Fn(V) -> f32 + Copy,
+    ) {
+        let input = self.input;
+        let whole = input / LANES * LANES;
+        let mut sums = [[[0.0f32; LANES]; RANKS]; ROWS];
+        for start in (0..whole).step_by(LANES) {
+            for rank in 0..RANKS {
+                let a = &a[(place + rank) * input + start..][..LANES];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = &x[row * input + start..][..LANES];
+                    for lane in 0..LANES {
+                        sums[rank][lane] = x[lane].mul_add(float(a[lane]), sums[rank][lane]);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (rank, sums) in sums.iter().enumerate() {
+                let (x, a) = (&x[row * input..][..input], &a[(place + rank) * input..][..input]);
+                let mut sum = halved(sums);
+                for col in whole..input {
+                    sum = x[col].mul_add(float(a[col]), sum);
+                }
+                middle[row * self.rank + place + rank] = self.scales[place + rank] * sum;
             }
         }
     }

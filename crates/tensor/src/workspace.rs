@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::awake;
 use crate::kernels::Kernels;
 use crate::profile::Profile;
 
@@ -76,9 +77,10 @@ impl Workspace {
     }
 
     /// Runs `work` on a thread of the pool. Operations that begin there share their work at once; from any other thread
-    /// each of them would hand over and wait.
+    /// each of them would hand over and wait. The pool's other threads stay awake meanwhile: a pass is hundreds of short
+    /// operations, and waking a thread can take longer than one of them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| work())
+        awake::run(work)
     }
 
     /// Bytes that lie in the pool, waiting for reuse.

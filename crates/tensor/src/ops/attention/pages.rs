@@ -174,7 +174,7 @@ fn weigh<const SIZE: usize>(
     let mut sums = [0.0f32; SIZE];
     for (weight, value) in values(options, parts, weights, kv_head) {
         for lane in 0..SIZE {
-            sums[lane] += weight * value[lane];
+            sums[lane] = weight.mul_add(value[lane], sums[lane]);
         }
     }
     output.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum * factor);
@@ -222,7 +222,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in a.zip(b) {
         for lane in 0..16 {
-            lanes[lane] += a[lane] * b[lane];
+            lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
         }
     }
     halved(&lanes) + rest
