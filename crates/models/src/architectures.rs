@@ -1,5 +1,13 @@
 //! The list of architectures: which there are, and how each comes to be from its files.
 
+mod bart;
+mod bert;
+mod distilbert;
+pub(crate) mod gpt2;
+pub mod llama;
+mod roberta;
+mod t5;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,15 +17,14 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::task::{HeadOptions, Task};
 use crate::weights::WeightSource;
-use crate::{bart, encoder, gpt2, llama, t5};
 
-/// All architectures. A new one is a line here.
+/// All architectures. A new one is a line here, and its module's above.
 const ARCHITECTURES: &[Architecture] = &[
     gpt2::ARCHITECTURE,
     llama::ARCHITECTURE,
-    encoder::BERT,
-    encoder::ROBERTA,
-    encoder::DISTILBERT,
+    bert::ARCHITECTURE,
+    roberta::ARCHITECTURE,
+    distilbert::ARCHITECTURE,
     t5::ARCHITECTURE,
     bart::ARCHITECTURE,
 ];

@@ -10,8 +10,8 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use serde_json::Value;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::architectures::llama::{Llama, LlamaConfig};
 use crate::error::ModelError;
-use crate::llama::{Llama, LlamaConfig};
 use crate::safetensors::Safetensors;
 use crate::{Pretrained, json, load};
 

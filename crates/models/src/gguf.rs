@@ -16,8 +16,8 @@ use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use serde_json::{Map, Value, json};
 use tunesmith_tensor::{FrozenWeight, GgmlFormat, GgmlWeight, MappedFile};
 
+use crate::architectures::llama::{LlamaConfig, Rope, RopeScaling};
 use crate::error::ModelError;
-use crate::llama::{LlamaConfig, Rope, RopeScaling};
 use crate::weights::{StoredTensor, WeightSource};
 
 const ARCHITECTURE: &str = "llama";
@@ -457,9 +457,9 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::architectures::llama::Llama;
     use crate::error::TensorProblem;
     use crate::fixtures::{self, GgufFile};
-    use crate::llama::Llama;
 
     fn load(file: &GgufFile) -> Result<Llama, ModelError> {
         let mut gguf = Gguf::open(&file.path)?;

@@ -2,7 +2,6 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod architectures;
-mod bart;
 mod beam_search;
 mod bitsandbytes;
 mod cache;
@@ -17,10 +16,8 @@ mod generate;
 mod generation_defaults;
 mod gguf;
 mod gguf_tokenizer;
-mod gpt2;
 mod head;
 mod json;
-pub mod llama;
 mod load;
 mod model;
 mod next_token;
@@ -34,12 +31,13 @@ mod sampling;
 mod save;
 mod shifted;
 mod site_table;
-mod t5;
 mod task;
 mod text_stream;
 mod tokenizer;
 mod weights;
 
+pub use architectures::gpt2::{Gpt2, Gpt2Config};
+pub use architectures::llama::{self, Llama};
 pub use beam_search::{BeamSearch, EarlyStopping, Hypothesis, beam_search, search};
 pub use cache::{Cache, PAGE_TOKENS, Page, PageBuffers, SequenceCache};
 pub use chat::{Message, Turn};
@@ -47,8 +45,6 @@ pub use error::{ModelError, TensorProblem};
 pub use generate::{FinishReason, Generated, GenerationOptions, generate};
 pub use generation_defaults::GenerationDefaults;
 pub use gguf::Gguf;
-pub use gpt2::{Gpt2, Gpt2Config};
-pub use llama::Llama;
 pub use load::{
     LoadOptions, LoadedModel, Pretrained, load, load_model, load_model_in, load_model_quantized, load_model_with,
 };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Precision;
 
+use crate::architectures::llama::Llama;
 use crate::architectures::{Configured, configure};
 use crate::bitsandbytes::{self, FourBitCheckpoint};
 use crate::error::ModelError;
@@ -13,7 +14,6 @@ use crate::generation_defaults::GenerationDefaults;
 use crate::gguf::Gguf;
 use crate::gguf_tokenizer;
 use crate::json;
-use crate::llama::Llama;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
 use crate::quantization::{Kept, QuantizationOptions};

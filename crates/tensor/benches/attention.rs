@@ -10,7 +10,8 @@ use tunesmith_tensor::{Attention, Gradients, Matrix, Parameter, Precision, Seed,
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let options = Attention { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, causal: true, window: None };
+    let options =
+        Attention { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, causal: true, window: None, dropout: 0.0 };
     for (name, precision) in Precision::NAMED {
         if wanted.first().is_some_and(|wanted| wanted != name) {
             continue;

@@ -1,12 +1,12 @@
 //! The tiny encoder-decoder study, shortened: all weights of a T5 and a BART learn to reverse strings, and the frozen
-//! result learns a shifted alphabet with LoRA.
+//! result learns a shifted alphabet with LoRA; all other methods take a few steps of it.
 
 #[path = "../examples/encoder_decoder_study/study.rs"]
 mod study;
 
 use std::path::Path;
 
-use study::Study;
+use study::{METHODS, Study};
 
 #[test]
 fn strings_are_reversed_and_then_shifted() {
@@ -21,5 +21,10 @@ fn strings_are_reversed_and_then_shifted() {
         let [before, after] = adapted.exact_match;
         assert!(before <= 0.05 && after >= 0.9, "{folder}: {before} of strings are shifted before, {after} after");
         assert!(adapted.values < 30_000, "{folder}: {} trainable values", adapted.values);
+        let few = Study { adaptation: 40, tested: 20, ..study };
+        for (method, config, learning_rate) in METHODS {
+            let [first, last] = few.adapt(&pretrained, config, *learning_rate).loss;
+            assert!(last < 0.9 * first, "{folder}, {method}: the loss is {first} at first and {last} at last");
+        }
     }
 }

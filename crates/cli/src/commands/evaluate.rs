@@ -38,7 +38,10 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     let (base, adapter) = Base::from_args(&model, precision)?;
     base.require(&[Task::CausalLm])?;
     let tokenizer = &base.pretrained.tokenizer;
-    let dataset = tokenize(&records, &data, tokenizer, base.model().info().max_positions)?;
+    let virtual_tokens = tuners(&adapter).map_or(0, Adapter::virtual_tokens);
+    let positions = base.model().info().max_positions.saturating_sub(virtual_tokens);
+    let room = DataOptions { max_length: data.max_length.map(|length| length.min(positions)), ..data.clone() };
+    let dataset = tokenize(&records, &room, tokenizer, positions)?;
     warn_of_truncation(&file, &dataset);
     let workspace = base.workspace();
     let limit = BatchLimit::Sequences(args.batch_size);
@@ -98,7 +101,7 @@ fn evaluate_task(
     let head = task_file::head(options, options.label_names.clone())?;
     let (base, adapter) = Base::with_head(model, head, precision)?;
     let metrics = of_texts(named.clone());
-    let mut set = task_validation(&rows, data, options, named, &base)?;
+    let mut set = task_validation(&rows, data, options, named, &base, tuners(&adapter))?;
     let tokenizer = &base.pretrained.tokenizer;
     if options.task()? == Task::Seq2SeqLm && !metrics.is_empty() {
         let mut records = read_records(file, data)?;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_models::Task;
+use tunesmith_tensor::Adapter;
 use tunesmith_train::{BatchLimit, Prediction, TaskContext, TaskValidation, read_task_rows, task_dataset};
 
 use crate::args::PredictArgs;
@@ -33,7 +34,8 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let head = task_file::head(&options, options.label_names.clone())?;
     let (base, adapter) = Base::with_head(&args.model, head, args.arithmetic.precision())?;
     let (model, tokenizer) = (base.model().info(), &base.pretrained.tokenizer);
-    let context = TaskContext { data: &data, options: &options, model, tokenizer, labelled: false };
+    let virtual_tokens = tuners(&adapter).map_or(0, Adapter::virtual_tokens);
+    let context = TaskContext { data: &data, options: &options, model, tokenizer, virtual_tokens, labelled: false };
     let dataset = task_dataset(&rows, &context)?;
     let set = TaskValidation::new(dataset, options, Vec::new(), &model.head);
     let limit = BatchLimit::Sequences(args.batch_size);

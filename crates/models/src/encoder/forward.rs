@@ -79,7 +79,16 @@ impl Encoder {
         let heads = self.config.heads;
         let head_dim = self.config.hidden_size / heads;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let options = Attention { heads, kv_heads: heads, head_dim, scale, causal: false, window: None };
+        let dropout_of_weights = self.config.attention_dropout;
+        let options = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale,
+            causal: false,
+            window: None,
+            dropout: dropout_of_weights,
+        };
         let query = table.linear(forward, layer.query, &x);
         let keys = table.linear(forward, layer.key, &x);
         let values = table.linear(forward, layer.value, &x);

@@ -1,23 +1,19 @@
 //! Post-norm encoders: BERT and what was made after it. They share one network and differ in names, positions and heads,
-//! each of which has a file.
+//! each of which has a file in `architectures/`.
 
-mod bert;
 mod config;
-mod distilbert;
 mod forward;
 mod layout;
-mod roberta;
+mod sizes;
 
-pub(crate) use bert::ARCHITECTURE as BERT;
-pub(crate) use distilbert::ARCHITECTURE as DISTILBERT;
-pub(crate) use roberta::ARCHITECTURE as ROBERTA;
+pub(crate) use config::{EncoderConfig, Names, check_sizes, finish};
+pub(crate) use sizes::{Sizes, classifier_dropout};
 
 use std::sync::Arc;
 
 use tunesmith_tensor::SiteId;
 
 use crate::architectures::Configured;
-use crate::encoder::config::EncoderConfig;
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{Model, ModelInfo};

@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tunesmith_methods::{BuiltAdapter, FullTuner, MethodConfig, build};
+use tunesmith_methods::{BuiltAdapter, MethodConfig, build};
 use tunesmith_models::{
     BeamSearch, EarlyStopping, GenerationDefaults, GenerationOptions, LoadedModel, Model, ModelKind, NumberFormat,
     load_model, save_folder, search,
 };
-use tunesmith_tensor::{Adapter, Gradients, Seed, SiteId, Stream, Workspace};
+use tunesmith_tensor::{Adapter, Gradients, Seed, Stream, Workspace};
 use tunesmith_train::{AdamW, Batch, Optimizer, ParameterGroup, describe, mean_loss, merged_tensors};
 
 /// The id of the first letter.
@@ -36,6 +36,52 @@ pub(crate) struct Study {
     pub(crate) tested: usize,
 }
 
+/// Every method that fits an encoder-decoder, as it stands in a run's configuration, with its name and learning rate.
+pub(crate) const METHODS: &[(&str, &str, f64)] = &[
+    ("full fine-tuning", r#"{"peft_type": "FULL"}"#, 1e-3),
+    ("top layer", r#"{"peft_type": "FULL", "top_layers": 1}"#, 3e-3),
+    ("layer norms", r#"{"peft_type": "LN_TUNING"}"#, 1e-2),
+    ("prompt tuning", r#"{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}"#, 3e-2),
+    ("P-tuning (MLP)", r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 8, "encoder_hidden_size": 32}"#, 1e-2),
+    (
+        "P-tuning (LSTM)",
+        r#"{"peft_type": "P_TUNING", "num_virtual_tokens": 8, "encoder_hidden_size": 16, "encoder_reparameterization_type": "LSTM"}"#,
+        1e-2,
+    ),
+    ("prefix tuning", r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8}"#, 3e-2),
+    (
+        "prefix tuning (MLP)",
+        r#"{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8, "prefix_projection": true, "encoder_hidden_size": 32}"#,
+        1e-2,
+    ),
+    ("Houlsby adapters", r#"{"peft_type": "HOULSBY", "reduction_factor": 4}"#, 1e-2),
+    ("Pfeiffer adapters", r#"{"peft_type": "PFEIFFER", "reduction_factor": 4}"#, 1e-2),
+    ("parallel adapters", r#"{"peft_type": "PARALLEL", "reduction_factor": 4}"#, 1e-2),
+    ("LoRA, query and value", r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16}"#, 1e-2),
+    ("LoRA", r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}"#, 1e-2),
+    ("rsLoRA", r#"{"peft_type": "LORA", "r": 8, "use_rslora": true, "target_modules": "all-linear"}"#, 1e-2),
+    (
+        "DoRA",
+        r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_dora": true, "target_modules": "all-linear"}"#,
+        1e-2,
+    ),
+    (
+        "PiSSA",
+        r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": "pissa", "target_modules": "all-linear"}"#,
+        3e-3,
+    ),
+    ("DyLoRA", r#"{"peft_type": "DYLORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}"#, 1e-2),
+    (
+        "AdaLoRA",
+        r#"{"peft_type": "ADALORA", "init_r": 12, "target_r": 8, "tinit": 4, "tfinal": 8, "deltaT": 2, "lora_alpha": 16, "target_modules": "all-linear"}"#,
+        1e-2,
+    ),
+    ("VeRA", r#"{"peft_type": "VERA", "r": 32, "target_modules": "all-linear"}"#, 3e-2),
+    ("IA3", r#"{"peft_type": "IA3"}"#, 3e-2),
+    ("intrinsic dimension, d = 500", r#"{"peft_type": "INTRINSIC", "intrinsic_dimension": 500}"#, 1e-2),
+    ("SAID, d = 500", r#"{"peft_type": "SAID", "intrinsic_dimension": 500}"#, 1e-2),
+];
+
 /// A string and what it should become.
 type Pair = (Vec<u32>, Vec<u32>);
 
@@ -53,6 +99,8 @@ pub(crate) struct Adapted {
     pub(crate) values: usize,
     /// Share of held-out strings that become what they should, before training and after.
     pub(crate) exact_match: [f64; 2],
+    /// Loss of the first update and of the last.
+    pub(crate) loss: [f64; 2],
 }
 
 impl Study {
@@ -60,15 +108,11 @@ impl Study {
     pub(crate) fn pretrain(&self, folder: &Path) -> Pretrained {
         let LoadedModel { model, generation, .. } = load_model(folder).expect("the model loads");
         let end = generation.eos_token_ids[0];
-        let mut adapter = Adapter::new();
-        for (number, site) in model.sites().iter().enumerate() {
-            if let Some(base) = model.base(SiteId(number)) {
-                adapter.insert_weight(SiteId(number), Box::new(FullTuner::new(site, base)));
-            }
-        }
-        self.train(&*model, &mut adapter, end, 0, self.pretraining, 3e-3);
+        let mut full = make(&*model, r#"{"peft_type": "FULL"}"#);
+        self.train(&*model, &mut full, end, 0, self.pretraining, 3e-3);
+        let adapter = &full.adapter;
         let replaced =
-            describe(&*model, None, None, |description| merged_tensors(&adapter, description)).expect("weights merge");
+            describe(&*model, None, None, |description| merged_tensors(adapter, description)).expect("weights merge");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let defaults = GenerationDefaults::default();
         save_folder(folder.path(), &*model, None, &defaults, &replaced, NumberFormat::F32).expect("the model saves");
@@ -80,36 +124,49 @@ impl Study {
     /// Trains a method, given as it stands in a run's configuration, to reverse into the shifted alphabet.
     pub(crate) fn adapt(&self, pretrained: &Pretrained, method: &str, learning_rate: f64) -> Adapted {
         let Pretrained { model, end, .. } = pretrained;
-        let value = serde_json::from_str(method).expect("the method is JSON");
-        let config = MethodConfig::from_run_file(&value).unwrap_or_else(|error| panic!("{method}: {error}"));
-        let built = describe(&**model, None, None, |description| build(&config, description, Seed(1)));
-        let BuiltAdapter { mut adapter, .. } = built.unwrap_or_else(|error| panic!("{method}: {error}"));
-        let before = self.exact_match(&**model, Some(&adapter), *end, SHIFT);
-        self.train(&**model, &mut adapter, *end, SHIFT, self.adaptation, learning_rate);
-        let after = self.exact_match(&**model, Some(&adapter), *end, SHIFT);
-        Adapted { values: adapter.trainable_values(), exact_match: [before, after] }
+        let mut built = make(&**model, method);
+        let before = self.exact_match(&**model, Some(&built.adapter), *end, SHIFT);
+        let loss = self.train(&**model, &mut built, *end, SHIFT, self.adaptation, learning_rate);
+        let after = self.exact_match(&**model, Some(&built.adapter), *end, SHIFT);
+        Adapted { values: built.adapter.trainable_values(), exact_match: [before, after], loss }
     }
 
-    fn train(&self, model: &dyn Model, adapter: &mut Adapter, end: u32, shift: u32, steps: u64, learning_rate: f64) {
+    /// Returns the losses of the first update and of the last.
+    fn train(
+        &self,
+        model: &dyn Model,
+        built: &mut BuiltAdapter,
+        end: u32,
+        shift: u32,
+        steps: u64,
+        learning_rate: f64,
+    ) -> [f64; 2] {
         let ModelKind::EncoderDecoder { decoder_start_token_id, .. } = model.info().kind else {
             panic!("the study is of encoder-decoders")
         };
         let workspace = Workspace::new();
         let group = |_: &_| ParameterGroup::default();
-        let mut optimizer = Optimizer::new(AdamW::default(), 0.0, &adapter.parameters(), group);
+        let mut optimizer = Optimizer::new(AdamW::default(), 0.0, &built.adapter.parameters(), group);
         let mut gradients = Gradients::new(&workspace);
+        built.begin(steps).expect("the method fits the number of updates");
+        let mut losses = [0.0; 2];
         for step in 0..steps {
             let mut stream = Seed(0).stream("training strings", step);
             let pairs: Vec<Pair> = (0..self.batch).map(|_| self.pair(&mut stream, end, shift)).collect();
             let examples = pairs.iter().map(|(source, labels)| (&source[..], &labels[..]));
             let batch = Batch::seq2seq(examples, decoder_start_token_id, 0);
+            built.before_step(step);
             gradients.clear();
-            mean_loss(&[batch], model, adapter, &workspace, None, &mut gradients);
+            let loss = mean_loss(&[batch], model, &built.adapter, &workspace, None, &mut gradients);
+            losses = [if step == 0 { loss } else { losses[0] }, loss];
+            built.regularise(&workspace, &mut gradients);
             let rise = ((step + 1) as f64 / WARMUP as f64).min(1.0);
             let fall = 1.0 - step as f64 / steps as f64;
             let rate = learning_rate * rise * fall;
-            optimizer.step(&mut adapter.parameters_mut(), &gradients, rate).expect("every tensor has a gradient");
+            optimizer.step(&mut built.adapter.parameters_mut(), &gradients, rate).expect("every tensor has a gradient");
+            built.after_step(&gradients, step);
         }
+        losses
     }
 
     fn pair(&self, stream: &mut Stream, end: u32, shift: u32) -> Pair {
@@ -139,4 +196,12 @@ impl Study {
         };
         found.iter().zip(&pairs).filter(is_right).count() as f64 / self.tested as f64
     }
+}
+
+/// A method at its start, given as it stands in a run's configuration.
+fn make(model: &dyn Model, method: &str) -> BuiltAdapter {
+    let value = serde_json::from_str(method).expect("the method is JSON");
+    let config = MethodConfig::from_run_file(&value).unwrap_or_else(|error| panic!("{method}: {error}"));
+    let built = describe(model, None, None, |description| build(&config, description, Seed(1)));
+    built.unwrap_or_else(|error| panic!("{method}: {error}"))
 }

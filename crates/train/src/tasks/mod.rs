@@ -79,6 +79,8 @@ pub struct TaskContext<'a> {
     pub model: &'a ModelInfo,
     /// Its tokenizer.
     pub tokenizer: &'a TextTokenizer,
+    /// Tokens of the adapter that take positions of the model, too.
+    pub virtual_tokens: usize,
     /// Whether targets must be there; predictions go without.
     pub labelled: bool,
 }
@@ -91,7 +93,13 @@ impl TaskContext<'_> {
 
     /// The most tokens of an example, and whether longer ones are cut.
     fn limit(&self) -> (usize, bool) {
-        (self.data.max_length.unwrap_or(self.model.max_positions), self.data.truncate)
+        let positions = self.positions();
+        (self.data.max_length.unwrap_or(positions).min(positions), self.data.truncate)
+    }
+
+    /// The most tokens of an example that the model and the adapter have room for.
+    fn positions(&self) -> usize {
+        self.model.max_positions.saturating_sub(self.virtual_tokens)
     }
 
     /// What to do about an example of `length` tokens.

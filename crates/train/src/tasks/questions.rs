@@ -62,7 +62,7 @@ fn question(number: usize, row: &Row, context: &TaskContext<'_>) -> Result<(Ques
     let (asked, text) = (row.text("question")?.trim_start(), row.text("context")?);
     let id = row.fields.get("id").and_then(Value::as_str).map_or_else(|| number.to_string(), str::to_owned);
     let answers = answers(row, text, context)?;
-    let window = context.data.max_length.unwrap_or(WINDOW.min(context.model.max_positions));
+    let window = context.data.max_length.unwrap_or(WINDOW).min(context.positions());
     let stride = context.options.doc_stride;
     let windows = context.tokenizer.encode_windows(asked, text, window, stride).map_err(|error| error.to_string())?;
     let windows = windows.ok_or_else(|| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::scores::{Block, Queries, Side, Sums};
-use super::{Attention, BLOCK, KeptBias, KeyValueRows, Prefix, Sequence, tiled};
+use super::{Attention, BLOCK, Dropout, KeptBias, KeyValueRows, Prefix, Sequence, tiled};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::workspace::Buffer;
 use crate::{Matrix, Segments, Var, Workspace};
@@ -21,6 +21,7 @@ pub(super) struct AttentionBackward {
     pub(super) own: KeyValues,
     pub(super) prefix: Option<KeyValues>,
     pub(super) bias: Option<KeptBias>,
+    pub(super) dropout: Option<Dropout>,
     /// The output, where it went through tiles: backward then does, too.
     pub(super) tiled_output: Option<Arc<Matrix>>,
     /// The log-sum-exp of each query's scores, `[query tokens, heads]`.
@@ -128,7 +129,8 @@ impl AttentionBackward {
         let query_ranges: Vec<Range<usize>> = self.query_segments.ranges().collect();
         let own = self.own.rows(&self.options);
         let prefix = self.prefix.as_ref().map(|prefix| prefix.rows(&self.options));
-        let sequences = Sequence::zip(&own, prefix.as_deref(), &self.options, self.bias.as_ref());
+        let sequences =
+            Sequence::zip(&own, prefix.as_deref(), &self.options, self.bias.as_ref(), self.dropout.as_ref());
         let gradients = column_blocks(dq, heads, &query_ranges)
             .into_iter()
             .zip(column_blocks(dk, heads, &self.own.ranges))
@@ -227,15 +229,19 @@ impl AttentionBackward {
                 let weights = &mut weights[..block.len()];
                 block.scores(weights, query);
                 block.weights(weights, |row| task.lse[(rows.start + row) * options.heads + head]);
+                let scores = &mut scores[..block.len()];
+                if differentiates_scores {
+                    // dP first, then dS in its place.
+                    block.outer(scores, 1.0, gradient, Side::Values);
+                    block.drop_weights(scores);
+                    block.score_gradients(scores, weights);
+                }
+                block.drop_weights(weights);
                 let mut sums = Sums { prefix: shared_sums.values.as_deref_mut(), own: value_sums.as_deref_mut() };
                 block.add_transposed(&mut sums, 1.0, weights, gradient);
                 if !differentiates_scores {
                     continue;
                 }
-                // dP first, then dS in its place.
-                let scores = &mut scores[..block.len()];
-                block.outer(scores, 1.0, gradient, Side::Values);
-                block.score_gradients(scores, weights);
                 if let Some(sums) = shared_sums.bias.as_deref_mut() {
                     block.add_bias_gradients(sums, task.kv_head * options.group(), scores);
                 }

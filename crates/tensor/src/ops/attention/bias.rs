@@ -85,7 +85,8 @@ mod tests {
 
     impl Case {
         fn new(queries: &[usize], keys: &[usize], zero: usize) -> Self {
-            let options = Attention { heads: 4, kv_heads: 2, head_dim: 4, scale: 0.7, causal: false, window: None };
+            let options =
+                Attention { heads: 4, kv_heads: 2, head_dim: 4, scale: 0.7, causal: false, window: None, dropout: 0.0 };
             Self {
                 options,
                 queries: queries.to_vec(),

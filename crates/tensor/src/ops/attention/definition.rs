@@ -19,7 +19,8 @@ pub(super) struct Case {
 impl Case {
     /// Self-attention of causal sequences, two query heads a head of keys.
     pub(super) fn causal(lengths: &[usize]) -> Self {
-        let options = Attention { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.4, causal: true, window: None };
+        let options =
+            Attention { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.4, causal: true, window: None, dropout: 0.0 };
         Self { options, queries: lengths.to_vec(), keys: lengths.to_vec(), prefix: Vec::new() }
     }
 
@@ -105,6 +106,15 @@ impl Case {
 
     /// The output by the definition.
     pub(super) fn definition(&self, inputs: &[Vec<f64>; 5]) -> Vec<f64> {
+        self.masked_definition(inputs, |_, _, _| 1.0)
+    }
+
+    /// The same where the weight that a query (row of the batch) and head give a key (prefix first) is multiplied by `keep`.
+    pub(super) fn masked_definition(
+        &self,
+        inputs: &[Vec<f64>; 5],
+        keep: impl Fn(usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
         let [query, keys, values, prefix_keys, prefix_values] = inputs;
         let Attention { heads, kv_heads, head_dim, scale, .. } = self.options;
         let key_width = kv_heads * head_dim;
@@ -115,19 +125,22 @@ impl Case {
                 let place = ((first_query + i) * heads + head) * head_dim;
                 let column = head / (heads / kv_heads) * head_dim;
                 let prefix = self.prefix.get(sequence).cloned().unwrap_or(0..0);
-                let seen = prefix.map(|row| (prefix_keys, prefix_values, row * key_width + column)).chain(
+                let prefixed = prefix.len();
+                let before = prefix.enumerate();
+                let seen = before.map(|(j, row)| (prefix_keys, prefix_values, row * key_width + column, j)).chain(
                     (0..own)
                         .filter(|j| self.sees(i, queries, *j, own))
-                        .map(|j| (keys, values, (first_key + j) * key_width + column)),
+                        .map(|j| (keys, values, (first_key + j) * key_width + column, prefixed + j)),
                 );
                 let seen: Vec<_> = seen.collect();
-                let score = |(keys, _, start): &(&Vec<f64>, &Vec<f64>, usize)| -> f64 {
+                let score = |(keys, _, start, _): &(&Vec<f64>, &Vec<f64>, usize, usize)| -> f64 {
                     (0..head_dim).map(|d| query[place + d] * keys[start + d]).sum::<f64>() * f64::from(scale)
                 };
                 let weights: Vec<f64> = seen.iter().map(|key| score(key).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for ((_, values, start), weight) in seen.iter().zip(&weights) {
-                    (0..head_dim).for_each(|d| output[place + d] += weight / total * values[start + d]);
+                for ((_, values, start, key), weight) in seen.iter().zip(&weights) {
+                    let weight = weight / total * keep(first_query + i, head, *key);
+                    (0..head_dim).for_each(|d| output[place + d] += weight * values[start + d]);
                 }
             }
             first_query += queries;

@@ -114,6 +114,7 @@ impl Task<'_> {
             self.lse[(queries.offset + row * queries.stride) / head_dim] = max + sum.ln();
             sums[row] = sum;
         });
+        block.drop_weights(scores);
         let output = &mut self.output[queries.offset..];
         block.inner(output, queries.stride, 1.0, scores, Side::Values);
         for (row, sum) in sums.iter().enumerate() {

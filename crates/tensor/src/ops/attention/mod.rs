@@ -11,6 +11,7 @@ mod backward;
 mod bias;
 #[cfg(test)]
 mod definition;
+mod dropout;
 mod forward;
 mod pages;
 mod scores;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use backward::{AttentionBackward, KeyValues};
 use bias::{Bias, KeptBias};
+use dropout::{Dropout, Mask};
 use forward::attend;
 use pages::PagedSequence;
 
@@ -50,6 +52,8 @@ pub struct Attention {
     /// With `Some(w)` a query sees only keys less than `w` positions away, itself included (Hugging Face's
     /// `sliding_window`).
     pub window: Option<usize>,
+    /// Probability with which training zeroes a weight (transformers' attention dropout).
+    pub dropout: f32,
 }
 
 /// Keys and values of one sequence outside the tape, such as in a cache: row-major `[rows, kv_heads·head_dim]`.
@@ -80,7 +84,8 @@ impl Tape {
     ///
     /// With `P = softmax(scale·Q·Kᵀ)`, `O = P·V`: `dV = Pᵀ·dO`, `dP = dO·Vᵀ`, `dS = P∘(dP − Σⱼ P∘dP)`,
     /// `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; the same for the rows of the prefix, summed over the sequences that see
-    /// them. A `bias` is added to the scores; its gradient at a distance is the sum of `dS` at that distance.
+    /// them. Training may drop weights: then the masked `P` takes its place in `O` and `dV`, and the masked `dP` that of `dP`.
+    /// A `bias` is added to the scores; its gradient at a distance is the sum of `dS` at that distance.
     ///
     /// # Panics
     /// If the shapes, segments and ranges disagree.
@@ -102,14 +107,16 @@ impl Tape {
         let rows = own.rows(options);
         let prefix_rows = prefix.as_ref().map(|prefix| prefix.rows(options));
         let bias = bias.map(KeptBias::new);
-        let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), options, bias.as_ref());
+        let dropout = Dropout::draw(self, options, query_segments);
+        let sequences = Sequence::zip(&rows, prefix_rows.as_deref(), options, bias.as_ref(), dropout.as_ref());
         options.check(query.value(), query_segments, &sequences);
         if self.is_inferring() {
             let output = attend_each(self.workspace(), options, query.value(), query_segments, &sequences, None);
             return self.constant(output);
         }
         let differentiates_bias = bias.as_ref().is_some_and(|bias| bias.node.is_some());
-        let tiled = !differentiates_bias && tiled::pays(self.workspace(), query_segments);
+        // Tiles know of no mask.
+        let tiled = !differentiates_bias && dropout.is_none() && tiled::pays(self.workspace(), query_segments);
         let attend = if tiled { tiled::attend } else { attend };
         let (output, lse) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
         let output = Arc::new(output);
@@ -127,6 +134,7 @@ impl Tape {
             own,
             prefix,
             bias,
+            dropout,
             tiled_output,
             lse,
         })
@@ -169,7 +177,7 @@ impl Tape {
                 None => rows.pages.first().copied().unwrap_or(KeyValueRows::NONE),
             })
             .collect();
-        let sequences = Sequence::zip(&own, prefix_rows.as_deref(), options, bias.as_ref());
+        let sequences = Sequence::zip(&own, prefix_rows.as_deref(), options, bias.as_ref(), None);
         let paged: Vec<PagedSequence<'_>> = sequences
             .iter()
             .zip(rows)
@@ -337,6 +345,8 @@ struct Sequence<'a> {
     own: KeyValueRows<'a>,
     /// What is added to the scores.
     bias: Option<Bias<'a>>,
+    /// What training drops.
+    dropout: Option<Mask>,
 }
 
 impl<'a> Sequence<'a> {
@@ -345,6 +355,7 @@ impl<'a> Sequence<'a> {
         prefix: Option<&[KeyValueRows<'a>]>,
         options: &Attention,
         bias: Option<&'a KeptBias>,
+        dropout: Option<&Dropout>,
     ) -> Vec<Self> {
         assert!(prefix.is_none_or(|prefix| prefix.len() == own.len()), "every sequence has its range of the prefix");
         let sequences = own.iter().enumerate();
@@ -352,6 +363,7 @@ impl<'a> Sequence<'a> {
             prefix: prefix.map_or(KeyValueRows::NONE, |rows| rows[number]),
             own: *own,
             bias: bias.map(|bias| bias.of(number, options.heads)),
+            dropout: dropout.map(|dropout| dropout.of(number, own.count(options), options)),
         });
         sequences.collect()
     }
@@ -549,7 +561,7 @@ mod tests {
             prefixed: bool,
         ) {
             let options =
-                Attention { heads: group * kv_heads, kv_heads, head_dim, scale: 0.3, causal, window };
+                Attention { heads: group * kv_heads, kv_heads, head_dim, scale: 0.3, causal, window, dropout: 0.0 };
             let prefix = lengths.iter().map(|(_, _, start, rows)| *start..start + rows);
             let prefix = prefix.filter(|_| prefixed).collect();
             let queries = lengths.iter().map(|(queries, ..)| *queries).collect();

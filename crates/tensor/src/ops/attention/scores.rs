@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Attention, Bias, KeyValueRows, Sequence};
+use super::{Attention, Bias, KeyValueRows, Mask, Sequence};
 use crate::Kernels;
 use crate::kernels::{Parallelism, View, ViewMut, exp, vectorised};
 
@@ -100,6 +100,7 @@ pub(super) struct Block<'a> {
     prefix: Part<'a>,
     own: Part<'a>,
     bias: Option<Bias<'a>>,
+    dropout: Option<Mask>,
 }
 
 impl<'a> Block<'a> {
@@ -117,6 +118,7 @@ impl<'a> Block<'a> {
             prefix: Part::new(options, sequence.prefix, 0..prefixed, queries.kv_head, 0),
             own: Part::new(options, sequence.own, range, queries.kv_head, prefixed),
             bias: sequence.bias,
+            dropout: sequence.dropout,
         }
     }
 
@@ -152,6 +154,18 @@ impl<'a> Block<'a> {
                 let start = (self.head(row) - first_head) * bias.values.cols() + bias.column(distance);
                 let gradients = &gradients[part.columns.clone()];
                 sums[start..][..gradients.len()].iter_mut().zip(gradients).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    }
+
+    /// Multiplies weights, or what is shaped as they are, by the mask of dropout.
+    pub(super) fn drop_weights(&self, weights: &mut [f32]) {
+        let Some(mask) = self.dropout else { return };
+        for (row, weights) in self.rows(weights) {
+            let position = self.queries.position.saturating_add_unsigned(row * self.queries.step);
+            for part in self.parts() {
+                let first = part.columns.start + part.start;
+                mask.apply(position, self.head(row), first, &mut weights[part.columns.clone()]);
             }
         }
     }

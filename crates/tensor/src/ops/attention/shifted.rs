@@ -136,7 +136,8 @@ mod tests {
     use crate::ops::finite_differences::{check, random};
     use crate::{Matrix, Workspace};
 
-    const OPTIONS: Attention = Attention { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.5, causal: true, window: None };
+    const OPTIONS: Attention =
+        Attention { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.5, causal: true, window: None, dropout: 0.0 };
 
     fn groups(size: usize, ends: ShiftedEnds) -> ShiftedGroups {
         ShiftedGroups { size: GroupSize::Tokens(size), ends }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use tunesmith_tensor::{FrozenWeight, SiteId};
 
+use crate::architectures::bart::config::BartConfig;
 use crate::architectures::{Architecture, Configured};
-use crate::bart::config::BartConfig;
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{Model, ModelInfo};

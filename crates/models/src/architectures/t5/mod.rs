@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use tunesmith_tensor::SiteId;
 
+use crate::architectures::t5::config::T5Config;
 use crate::architectures::{Architecture, Configured};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{Model, ModelInfo};
 use crate::site_table::SiteTable;
-use crate::t5::config::T5Config;
 use crate::task::Task;
 use crate::weights::WeightSource;
 

@@ -1,91 +1,37 @@
-//! BERT (Devlin et al. 2019), and what was distilled from it under its own name, such as MiniLM's sentence encoders.
-
-use std::path::Path;
+//! What BERT's and RoBERTa's configurations have in common.
 
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
-use crate::architectures::Architecture;
-use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish};
-use crate::error::ModelError;
+use crate::encoder::config::{EncoderConfig, Names, check_sizes};
 use crate::fields::Fields;
-use crate::head::{HeadPlan, Pooling, plan_head};
-use crate::task::{HeadOptions, Task};
-
-pub(crate) const ARCHITECTURE: Architecture = Architecture {
-    model_types: &["bert"],
-    tasks: &[Task::SeqCls, Task::TokenCls, Task::QuestionAns, Task::FeatureExtraction],
-    configure: |json, path, options| Ok(Box::new(from_json(&json, path, options)?)),
-};
-
-const NAMES: Names = Names {
-    prefix: "bert.",
-    class: "Bert",
-    layer: "encoder.layer",
-    query: "attention.self.query",
-    key: "attention.self.key",
-    value: "attention.self.value",
-    attention_output: "attention.output.dense",
-    attention: "attention.self",
-    after_attention: "attention.output",
-    attention_norm: "attention.output.LayerNorm",
-    up: "intermediate.dense",
-    down: "output.dense",
-    after_feed_forward: "output",
-    output_norm: "output.LayerNorm",
-    pooler: Some("pooler.dense"),
-};
-
-/// Reads a configuration; missing keys take transformers' defaults.
-fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> Result<EncoderConfig, ModelError> {
-    let mut fields = Fields::new(json);
-    let sizes = Sizes::read(&mut fields, 512, 2);
-    let (head, head_info, json) =
-        plan_head(&mut fields, options, NAMES.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
-    let problems = fields.problems;
-    let config = sizes.config("bert", NAMES, head, head_info, options, json);
-    finish(config, problems, path)
-}
-
-fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {
-    let dropout = classifier_dropout(fields);
-    match task {
-        Task::SeqCls => Some(HeadPlan {
-            pooling: Pooling::First,
-            dense: Some(("bert.pooler.dense".to_owned(), Activation::Tanh)),
-            first_dropout: 0.0,
-            dropout,
-            ..HeadPlan::of_tokens("classifier", 0.0)
-        }),
-        Task::TokenCls => Some(HeadPlan::of_tokens("classifier", dropout)),
-        Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
-        _ => None,
-    }
-}
+use crate::head::HeadPlan;
+use crate::task::{HeadInfo, HeadOptions};
 
 /// `classifier_dropout`, or the dropout of the blocks.
-pub(super) fn classifier_dropout(fields: &mut Fields<'_>) -> f32 {
+pub(crate) fn classifier_dropout(fields: &mut Fields<'_>) -> f32 {
     let dropout = fields.fraction("hidden_dropout_prob", 0.1);
     fields.fraction("classifier_dropout", dropout)
 }
 
 /// The keys that BERT and RoBERTa share.
-pub(super) struct Sizes {
-    pub(super) vocab_size: usize,
-    pub(super) hidden_size: usize,
-    pub(super) blocks: usize,
-    pub(super) heads: usize,
-    pub(super) inner_size: usize,
-    pub(super) position_rows: usize,
-    pub(super) token_types: usize,
+pub(crate) struct Sizes {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) blocks: usize,
+    pub(crate) heads: usize,
+    pub(crate) inner_size: usize,
+    pub(crate) position_rows: usize,
+    pub(crate) token_types: usize,
     activation: Activation,
     norm_epsilon: f32,
     dropout: f32,
+    attention_dropout: f32,
     initializer_range: f32,
 }
 
 impl Sizes {
-    pub(super) fn read(fields: &mut Fields<'_>, positions: usize, token_types: usize) -> Self {
+    pub(crate) fn read(fields: &mut Fields<'_>, positions: usize, token_types: usize) -> Self {
         let positional = fields.text("position_embedding_type", "absolute");
         if positional != "absolute" {
             fields
@@ -109,6 +55,7 @@ impl Sizes {
             activation: fields.activation("hidden_act", "gelu"),
             norm_epsilon: fields.positive("layer_norm_eps", 1e-12) as f32,
             dropout: fields.fraction("hidden_dropout_prob", 0.1),
+            attention_dropout: fields.fraction("attention_probs_dropout_prob", 0.1),
             initializer_range: fields.positive("initializer_range", 0.02) as f32,
         };
         let (hidden, heads) = (("hidden_size", sizes.hidden_size), ("num_attention_heads", sizes.heads));
@@ -117,12 +64,12 @@ impl Sizes {
     }
 
     /// A configuration whose positions begin at row 0.
-    pub(super) fn config(
+    pub(crate) fn config(
         self,
         model_type: &str,
         names: Names,
         head: Option<HeadPlan>,
-        head_info: crate::task::HeadInfo,
+        head_info: HeadInfo,
         options: &HeadOptions,
         json: Map<String, Value>,
     ) -> EncoderConfig {
@@ -141,6 +88,7 @@ impl Sizes {
             activation: self.activation,
             norm_epsilon: self.norm_epsilon,
             dropout: self.dropout,
+            attention_dropout: self.attention_dropout,
             initializer_range: self.initializer_range,
             head,
             head_info,

@@ -28,6 +28,12 @@ pub struct Gpt2Config {
     pub activation_function: Activation,
     /// ε of the layer norms.
     pub layer_norm_epsilon: f64,
+    /// Dropout of the embeddings.
+    pub embd_pdrop: f32,
+    /// Dropout of attention's weights.
+    pub attn_pdrop: f32,
+    /// Dropout of what attention and the feed-forward add.
+    pub resid_pdrop: f32,
     /// Whether scores are divided by the root of a head's width.
     pub scale_attn_weights: bool,
     /// Whether scores of block `i` are divided by `i + 1` too.
@@ -69,6 +75,9 @@ impl Gpt2Config {
             n_inner: fields.size("n_inner", 4 * n_embd),
             activation_function: fields.activation("activation_function", "gelu_new"),
             layer_norm_epsilon: fields.positive("layer_norm_epsilon", 1e-5),
+            embd_pdrop: fields.fraction("embd_pdrop", 0.1),
+            attn_pdrop: fields.fraction("attn_pdrop", 0.1),
+            resid_pdrop: fields.fraction("resid_pdrop", 0.1),
             scale_attn_weights: fields.flag("scale_attn_weights", true),
             scale_attn_by_inverse_layer_idx: fields.flag("scale_attn_by_inverse_layer_idx", false),
             tie_word_embeddings: fields.flag("tie_word_embeddings", true),
@@ -100,6 +109,7 @@ mod tests {
         let small = config(json!({"model_type": "gpt2"})).unwrap();
         assert_eq!((small.n_embd, small.n_layer, small.n_head, small.n_inner), (768, 12, 12, 3072));
         assert_eq!((small.vocab_size, small.n_positions, small.layer_norm_epsilon), (50_257, 1024, 1e-5));
+        assert_eq!([small.embd_pdrop, small.attn_pdrop, small.resid_pdrop], [0.1; 3]);
         assert_eq!(small.activation_function, Activation::GeluTanh);
         assert!(small.tie_word_embeddings && small.scale_attn_weights && !small.scale_attn_by_inverse_layer_idx);
     }

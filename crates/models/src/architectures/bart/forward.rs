@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var};
 
-use crate::bart::layout::FIRST_POSITION;
-use crate::bart::{Attending, Bart, Layer, Stack};
+use crate::architectures::bart::layout::FIRST_POSITION;
+use crate::architectures::bart::{Attending, Bart, Layer, Stack};
 use crate::cache::Cache;
 use crate::head::Head;
 use crate::model::{Inputs, Model, ModelInfo};
@@ -233,6 +233,14 @@ impl Bart {
     fn attention(&self, stack: &Stack, causal: bool) -> Attention {
         let (heads, head_dim) = (stack.heads, self.config.d_model / stack.heads);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        Attention { heads, kv_heads: heads, head_dim, scale, causal, window: None }
+        Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale,
+            causal,
+            window: None,
+            dropout: self.config.attention_dropout,
+        }
     }
 }

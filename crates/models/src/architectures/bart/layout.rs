@@ -2,8 +2,8 @@
 
 use tunesmith_tensor::Role;
 
-use crate::bart::config::{BartConfig, StackConfig};
-use crate::bart::{Attending, Bart, Layer, Stack};
+use crate::architectures::bart::config::{BartConfig, StackConfig};
+use crate::architectures::bart::{Attending, Bart, Layer, Stack};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};

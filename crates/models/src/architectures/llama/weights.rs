@@ -4,8 +4,8 @@
 use serde_json::Value;
 use tunesmith_tensor::{FrozenWeight, Role, Site, SiteId, SiteKind};
 
+use crate::architectures::llama::{Llama, LlamaConfig, LlamaLayer};
 use crate::error::ModelError;
-use crate::llama::{Llama, LlamaConfig, LlamaLayer};
 use crate::model::{ModelInfo, ModelKind};
 use crate::task::{HeadInfo, Task};
 use crate::weights::{SiteWeight, WeightSource, check, take};

@@ -6,9 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
-use crate::architectures::Architecture;
-use crate::encoder::bert::{Sizes, classifier_dropout};
-use crate::encoder::config::{EncoderConfig, Names, finish};
+use crate::architectures::{Architecture, bert};
+use crate::encoder::{EncoderConfig, Names, Sizes, classifier_dropout, finish};
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::head::{HeadPlan, Pooling, plan_head};
@@ -20,23 +19,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     configure: |json, path, options| Ok(Box::new(from_json(&json, path, options)?)),
 };
 
-const NAMES: Names = Names {
-    prefix: "roberta.",
-    class: "Roberta",
-    layer: "encoder.layer",
-    query: "attention.self.query",
-    key: "attention.self.key",
-    value: "attention.self.value",
-    attention_output: "attention.output.dense",
-    attention: "attention.self",
-    after_attention: "attention.output",
-    attention_norm: "attention.output.LayerNorm",
-    up: "intermediate.dense",
-    down: "output.dense",
-    after_feed_forward: "output",
-    output_norm: "output.LayerNorm",
-    pooler: Some("pooler.dense"),
-};
+const NAMES: Names = Names { prefix: "roberta.", class: "Roberta", ..bert::NAMES };
 
 /// Reads a configuration; missing keys take transformers' defaults.
 fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> Result<EncoderConfig, ModelError> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
-use crate::encoder::config::{EncoderConfig, Names, check_sizes, finish};
+use crate::encoder::{EncoderConfig, Names, check_sizes, finish};
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::head::{HeadPlan, Pooling, plan_head};
@@ -57,6 +57,7 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
         activation: fields.activation("activation", "gelu"),
         norm_epsilon: 1e-12,
         dropout: fields.fraction("dropout", 0.1),
+        attention_dropout: fields.fraction("attention_dropout", 0.1),
         initializer_range: fields.positive("initializer_range", 0.02) as f32,
         hidden_size,
         blocks,

@@ -8,9 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
+use crate::architectures::llama::rope::{Rope, RopeScaling};
 use crate::error::ModelError;
 use crate::fields::{Fields, MOST_BLOCKS};
-use crate::llama::rope::{Rope, RopeScaling};
 
 /// The model types that the Llama architecture covers.
 pub const MODEL_TYPES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"];
@@ -38,6 +38,8 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// ε of the RMS norms.
     pub rms_norm_eps: f64,
+    /// Dropout of attention's weights.
+    pub attention_dropout: f32,
     /// Whether the output embedding is the token embedding.
     pub tie_word_embeddings: bool,
     /// Whether query, key and value projections have biases.
@@ -152,6 +154,7 @@ impl LlamaConfig {
             head_dim,
             max_position_embeddings,
             rms_norm_eps,
+            attention_dropout: fields.fraction("attention_dropout", 0.0),
             json: Map::new(),
         };
         if fields.problems.is_empty() {

@@ -22,6 +22,8 @@ pub(super) struct BartConfig {
     pub(super) activation: Activation,
     pub(super) dropout: f32,
     pub(super) activation_dropout: f32,
+    /// Dropout of attention's weights.
+    pub(super) attention_dropout: f32,
     /// Whether token embeddings are multiplied by `√d_model`.
     pub(super) scale_embedding: bool,
     pub(super) init_std: f32,
@@ -77,6 +79,7 @@ impl BartConfig {
             activation: fields.activation("activation_function", "gelu"),
             dropout: fields.fraction("dropout", 0.1),
             activation_dropout: fields.fraction("activation_dropout", 0.0),
+            attention_dropout: fields.fraction("attention_dropout", 0.0),
             scale_embedding: fields.flag("scale_embedding", false),
             init_std: fields.positive("init_std", 0.02) as f32,
             decoder_start_token_id: fields.token_id("decoder_start_token_id", 2),

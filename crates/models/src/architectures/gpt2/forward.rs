@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Segments, Site, SiteId, Var};
 
+use crate::architectures::gpt2::{Gpt2, Gpt2Block};
 use crate::cache::Cache;
-use crate::gpt2::{Gpt2, Gpt2Block};
 use crate::model::{Inputs, Model, ModelInfo};
 use crate::weights::SiteWeight;
 
@@ -31,7 +31,8 @@ impl Model for Gpt2 {
         let embedded = forward.input(self.input, embedded, &fresh);
         let places = self.places(forward, &past);
         let positions = forward.embedding(self.wpe.site, self.wpe.base(), &places);
-        let mut x = forward.tape().add(&positions, embedded);
+        let x = forward.tape().add(&positions, embedded);
+        let mut x = forward.tape().dropout(&x, self.config.embd_pdrop);
         for (number, block) in self.blocks.iter().enumerate() {
             x = forward.block(&[&x], |forward, inputs| {
                 let x = &inputs[0];
@@ -42,6 +43,7 @@ impl Model for Gpt2 {
                 let inner = linear(forward, &block.c_fc, &normed);
                 let inner = forward.tape().activation(self.config.activation_function, &inner);
                 let fed = linear(forward, &block.mlp_c_proj, &inner);
+                let fed = forward.tape().dropout(&fed, self.config.resid_pdrop);
                 forward.hidden(block.after_feed_forward, &x, fed)
             });
         }
@@ -88,14 +90,23 @@ impl Gpt2 {
                 forward.attention_over(block.attention, &options, &query, &cache.rows(number))
             }
         };
-        linear(forward, &block.c_proj, &attended)
+        let output = linear(forward, &block.c_proj, &attended);
+        forward.tape().dropout(&output, self.config.resid_pdrop)
     }
 
     fn attention_options(&self, block: usize) -> Attention {
         let (heads, head_dim) = (self.config.n_head, self.config.n_embd / self.config.n_head);
         let by_width = if self.config.scale_attn_weights { 1.0 / (head_dim as f32).sqrt() } else { 1.0 };
         let by_depth = if self.config.scale_attn_by_inverse_layer_idx { (block + 1) as f32 } else { 1.0 };
-        Attention { heads, kv_heads: heads, head_dim, scale: by_width / by_depth, causal: true, window: None }
+        Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: by_width / by_depth,
+            causal: true,
+            window: None,
+            dropout: self.config.attn_pdrop,
+        }
     }
 
     /// The position of each of the batch's rows, virtual tokens included.

@@ -5,12 +5,12 @@ use tunesmith_tensor::{
     Attention, Base, CrossEntropy, DistanceBias, Forward, FrozenWeight, Segments, Site, SiteId, Var,
 };
 
+use crate::architectures::t5::buckets::bucket;
+use crate::architectures::t5::{Attending, FeedForward, Stack, T5};
 use crate::cache::Cache;
 use crate::head::Head;
 use crate::model::{Inputs, Model, ModelInfo};
 use crate::shifted::ShiftedIds;
-use crate::t5::buckets::bucket;
-use crate::t5::{Attending, FeedForward, Stack, T5};
 
 /// The encoder's outputs and where they lie.
 struct Memory {
@@ -241,6 +241,14 @@ impl T5 {
     /// T5 does not scale its scores.
     fn attention(&self, causal: bool) -> Attention {
         let heads = self.config.num_heads;
-        Attention { heads, kv_heads: heads, head_dim: self.config.d_kv, scale: 1.0, causal, window: None }
+        Attention {
+            heads,
+            kv_heads: heads,
+            head_dim: self.config.d_kv,
+            scale: 1.0,
+            causal,
+            window: None,
+            dropout: self.config.dropout,
+        }
     }
 }

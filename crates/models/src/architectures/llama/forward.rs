@@ -4,8 +4,8 @@
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
 
+use crate::architectures::llama::{Llama, LlamaLayer};
 use crate::cache::Cache;
-use crate::llama::{Llama, LlamaLayer};
 use crate::model::{Inputs, Model, ModelInfo};
 use crate::weights::SiteWeight;
 
@@ -94,6 +94,7 @@ impl Llama {
             scale: config.attention_scale,
             causal: true,
             window: layer.sliding_window,
+            dropout: config.attention_dropout,
         };
         let mut query = linear(forward, &layer.q_proj, normed);
         let mut keys = linear(forward, &layer.k_proj, normed);

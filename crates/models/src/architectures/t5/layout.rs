@@ -2,13 +2,13 @@
 
 use tunesmith_tensor::Role;
 
+use crate::architectures::t5::config::T5Config;
+use crate::architectures::t5::{Attending, Block, FeedForward, Stack, T5};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
 use crate::renamed::Renamed;
 use crate::site_table::{Layout, NewHeads};
-use crate::t5::config::T5Config;
-use crate::t5::{Attending, Block, FeedForward, Stack, T5};
 use crate::task::{HeadInfo, Task};
 use crate::weights::WeightSource;
 

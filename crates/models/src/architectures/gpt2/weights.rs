@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 use tunesmith_tensor::{FrozenWeight, Matrix, Role, Site, SiteId, SiteKind};
 
+use crate::architectures::gpt2::{Gpt2, Gpt2Block, Gpt2Config};
 use crate::error::ModelError;
-use crate::gpt2::{Gpt2, Gpt2Block, Gpt2Config};
 use crate::model::{ModelInfo, ModelKind};
 use crate::task::{HeadInfo, Task};
 use crate::weights::{SiteWeight, StoredTensor, WeightSource, check, take, transposed};
