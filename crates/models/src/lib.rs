@@ -8,6 +8,7 @@ mod cache;
 mod chat;
 mod decoder_head;
 mod encoder;
+mod encoder_decoder;
 mod error;
 mod fields;
 #[cfg(test)]

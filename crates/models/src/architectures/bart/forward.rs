@@ -1,103 +1,44 @@
 //! BART's forward pass, each site announced to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var};
+use tunesmith_tensor::{Attention, Base, Forward, PostNorm, SiteId, Var};
 
 use crate::architectures::bart::layout::FIRST_POSITION;
 use crate::architectures::bart::{Attending, Bart, Layer, Stack};
 use crate::cache::Cache;
+use crate::encoder_decoder::{EncoderDecoder, Memory};
 use crate::head::Head;
-use crate::model::{Inputs, Model, ModelInfo};
-use crate::shifted::ShiftedIds;
+use crate::model::ModelInfo;
+use crate::site_table::SiteTable;
 
 /// ε of the layer norms: PyTorch's default, which no configuration changes.
 const NORM_EPSILON: f32 = 1e-5;
 
-/// The encoder's outputs and where they lie.
-struct Memory {
-    hidden: Var,
-    segments: Segments,
-}
-
-impl Memory {
-    /// The same rows with the values that a block was given.
-    fn with(&self, hidden: &Var) -> Self {
-        Self { hidden: hidden.clone(), segments: self.segments.clone() }
-    }
-}
-
-impl Model for Bart {
-    fn info(&self) -> &ModelInfo {
+impl EncoderDecoder for Bart {
+    fn sizes(&self) -> &ModelInfo {
         &self.info
     }
 
-    fn sites(&self) -> &[Site] {
-        self.table.sites()
+    fn table(&self) -> &SiteTable {
+        &self.table
     }
 
-    fn base(&self, site: SiteId) -> Option<Base<'_>> {
-        self.table.get(site)
-    }
-
-    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
-        let shifted;
-        let decoder = match inputs.decoder {
-            Some(decoder) => decoder,
-            None => {
-                shifted = ShiftedIds::new(inputs.ids, forward.segments(), self.config.decoder_start_token_id);
-                shifted.inputs()
-            }
-        };
-        let memory = match &mut cache {
-            Some(_) if inputs.ids.is_empty() => None,
-            Some(cache) => {
-                let memory = self.encode(forward, inputs.ids);
-                self.remember(forward, &memory, cache);
-                None
-            }
-            None => Some(self.encode(forward, inputs.ids)),
-        };
-        forward.begin(decoder.segments.clone());
-        let hidden = self.decode(forward, decoder.ids, memory.as_ref(), cache);
-        match &self.head {
-            Some(head) => head.pool(forward, hidden, inputs.ids),
-            None => hidden,
-        }
-    }
-
-    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
-        match (&self.head, self.lm_head) {
-            (Some(head), _) => head.logits(&self.table, forward, hidden, rows),
-            (None, Some(site)) => forward.linear_rows(site, self.output_base(site), hidden, rows),
-            (None, None) => hidden.clone(),
-        }
-    }
-
-    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
-        if let Some(site) = self.lm_head {
-            return forward.cross_entropy(site, self.output_base(site), hidden, targets);
-        }
-        let rows = Head::rows(self.head.as_ref(), forward.segments());
-        let logits = self.logits(forward, hidden, &rows);
-        forward.tape().softmax_cross_entropy(&logits, targets)
-    }
-
-    fn config_json(&self) -> &Map<String, Value> {
+    fn json(&self) -> &Map<String, Value> {
         &self.config.json
     }
 
-    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
-        self.table.tensors()
-    }
-}
-
-impl Bart {
-    /// The output embedding with the bias on its outputs.
-    fn output_base(&self, site: SiteId) -> Base<'_> {
-        Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }
+    fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
     }
 
-    /// The encoder's outputs, virtual tokens included: the decoder sees those too.
+    fn language_head(&self) -> Option<(SiteId, Base<'_>)> {
+        self.lm_head.map(|site| (site, Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }))
+    }
+
+    fn decoder_start(&self) -> u32 {
+        self.config.decoder_start_token_id
+    }
+
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
         let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
         let words = self.words(forward, ids);
@@ -119,7 +60,6 @@ impl Bart {
         Memory { hidden: x, segments: forward.segments().clone() }
     }
 
-    /// Puts the keys and values of the encoder's outputs into the cache, block by block.
     fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
         let cross = self.decoder.layers.iter().filter_map(|layer| layer.cross_attention.as_ref());
         for (number, attending) in cross.enumerate() {
@@ -128,7 +68,6 @@ impl Bart {
         }
     }
 
-    /// The decoder's outputs.
     fn decode(
         &self,
         forward: &mut Forward<'_>,
@@ -178,7 +117,9 @@ impl Bart {
         }
         x
     }
+}
 
+impl Bart {
     fn words(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Var {
         let words = self.table.embedding(forward, self.shared, ids);
         if self.config.scale_embedding {

@@ -1,17 +1,15 @@
 //! Builds a GPT-2 from its configuration and a source of weights. Checkpoints of the bare model, without `transformer.`
 //! before their names, are read like those with it; models are always saved with it.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use serde_json::Value;
 use tunesmith_tensor::{FrozenWeight, Matrix, Role, Site, SiteId, SiteKind};
 
 use crate::architectures::gpt2::{Gpt2, Gpt2Block, Gpt2Config};
 use crate::error::ModelError;
 use crate::model::{ModelInfo, ModelKind};
+use crate::renamed::Renamed;
 use crate::task::{HeadInfo, Task};
-use crate::weights::{SiteWeight, StoredTensor, WeightSource, check, take, transposed};
+use crate::weights::{SiteWeight, WeightSource, check, take, transposed};
 
 const PREFIX: &str = "transformer.";
 const LM_HEAD: &str = "lm_head.weight";
@@ -29,7 +27,9 @@ impl Gpt2 {
         let is_bare = !source.stored().keys().any(|name| name.starts_with(PREFIX));
         let mut bare;
         let source: &mut dyn WeightSource = if is_bare {
-            bare = Bare::new(source);
+            bare = Renamed::new(source, |name| {
+                Some(if name == LM_HEAD { name.to_owned() } else { format!("{PREFIX}{name}") })
+            });
             &mut bare
         } else {
             source
@@ -86,46 +86,6 @@ impl Gpt2 {
             head: HeadInfo::language_model(Task::CausalLm),
         };
         Ok(Self { info, config, sites, input, wte, wpe, blocks, ln_f, lm_head })
-    }
-}
-
-/// A checkpoint of the bare model under the names of a language model's.
-struct Bare<'a> {
-    source: &'a mut dyn WeightSource,
-    stored: BTreeMap<String, StoredTensor>,
-}
-
-impl<'a> Bare<'a> {
-    fn new(source: &'a mut dyn WeightSource) -> Self {
-        let prefixed = |name: &str| if name == LM_HEAD { name.to_owned() } else { format!("{PREFIX}{name}") };
-        let stored = source.stored().iter().map(|(name, tensor)| (prefixed(name), tensor.clone())).collect();
-        Self { source, stored }
-    }
-}
-
-impl WeightSource for Bare<'_> {
-    fn path(&self) -> &Path {
-        self.source.path()
-    }
-
-    fn stored(&self) -> &BTreeMap<String, StoredTensor> {
-        &self.stored
-    }
-
-    fn supported_formats(&self) -> &'static str {
-        self.source.supported_formats()
-    }
-
-    fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
-        self.source.read(name.strip_prefix(PREFIX).unwrap_or(name))
-    }
-
-    fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
-        self.source.encoded(name.strip_prefix(PREFIX).unwrap_or(name))
-    }
-
-    fn keep(&self, name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
-        self.source.keep(name.strip_prefix(PREFIX).unwrap_or(name), matrix)
     }
 }
 
