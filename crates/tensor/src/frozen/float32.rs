@@ -20,6 +20,10 @@ impl Storage for Float32 {
         workspace.kernels().gemm(dx, beta, alpha, dy, View::of(&self.0), Parallelism::Pool);
     }
 
+    fn as_float32(&self) -> Option<&Matrix> {
+        Some(&self.0)
+    }
+
     fn read_row(&self, row: usize, out: &mut [f32]) {
         out.copy_from_slice(self.0.row(row));
     }

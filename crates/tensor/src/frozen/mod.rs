@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product, Vocabulary, cross_entropy};
-use crate::kernels::{View, ViewMut};
+use crate::kernels::{Factors, Parallelism, View, ViewMut};
 use crate::workspace::Workspace;
 use crate::{FourBitWeight, Matrix, Precision};
 
@@ -39,6 +39,10 @@ trait Storage: Send + Sync {
     }
     /// The right factor `W` `[out, in]` of the input's gradient in bf16, where the storage has products in bf16.
     fn gradient_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        None
+    }
+    /// The weight as float32 values, where that is how it is stored.
+    fn as_float32(&self) -> Option<&Matrix> {
         None
     }
     /// Writes row `row` of the weight to `out` as float32.
@@ -166,8 +170,11 @@ pub(crate) struct ThinFactors<'a> {
 }
 
 impl FrozenWeight {
-    /// `y[tokens, out] ← x[tokens, in]·Wᵀ + thin`, in one pass over `x` and `y` where products are bf16.
+    /// `y[tokens, out] ← x[tokens, in]·Wᵀ + thin`, in one pass over `y`, and over `x` where products are bf16.
     pub(crate) fn forward_with(&self, workspace: &Workspace, mut y: ViewMut<'_>, x: View<'_>, thin: ThinFactors<'_>) {
+        if let Some(weight) = self.storage.as_float32() {
+            return in_float32(workspace, y, 0.0, Factors { alpha: 1.0, a: x, b: View::of(weight).transposed() }, thin);
+        }
         match self.storage.forward_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
             Some(columns) => in_one_pass(workspace, y, 0.0, x, &*columns, thin),
             None => {
@@ -177,7 +184,7 @@ impl FrozenWeight {
         }
     }
 
-    /// `dx[tokens, in] ← beta·dx + dy[tokens, out]·W + thin`, in one pass over `dy` and `dx` where products are bf16.
+    /// `dx[tokens, in] ← beta·dx + dy[tokens, out]·W + thin`, in one pass over `dx`, and over `dy` where products are bf16.
     pub(crate) fn input_gradient_with(
         &self,
         workspace: &Workspace,
@@ -186,6 +193,9 @@ impl FrozenWeight {
         dy: View<'_>,
         thin: ThinFactors<'_>,
     ) {
+        if let Some(weight) = self.storage.as_float32() {
+            return in_float32(workspace, dx, beta, Factors { alpha: 1.0, a: dy, b: View::of(weight) }, thin);
+        }
         match self.storage.gradient_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
             Some(columns) => in_one_pass(workspace, dx, beta, dy, &*columns, thin),
             None => {
@@ -239,6 +249,14 @@ fn in_one_pass(
     let (inner, outer) = (PackedColumns::pack(workspace, inner), PackedColumns::pack(workspace, outer));
     let low_rank = Some(LowRank { inner, outer, scale, middle: ViewMut::of(middle) });
     workspace.kernels().in_bf16(c, beta, Product { a, scale: 1.0, b: columns, low_rank });
+}
+
+fn in_float32(workspace: &Workspace, c: ViewMut<'_>, beta: f32, frozen: Factors<'_>, thin: ThinFactors<'_>) {
+    let ThinFactors { inner, outer, scale, middle } = thin;
+    let kernels = workspace.kernels();
+    kernels.product(workspace, ViewMut::of(middle), 0.0, 1.0, frozen.a, inner);
+    let thin = Factors { alpha: scale, a: View::of(middle), b: outer };
+    kernels.gemm_sum(c, beta, &[frozen, thin], Parallelism::Pool);
 }
 
 fn add_thin(workspace: &Workspace, c: ViewMut<'_>, a: View<'_>, thin: ThinFactors<'_>) {

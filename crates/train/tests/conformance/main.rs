@@ -4,6 +4,7 @@
 //! closing count; fails if a case fails, or if the folder holds a case that is neither run nor listed in
 //! [`skips::reason`]. Tolerance: 1e-4 of the reference tensor's largest value.
 
+mod bf16;
 mod case;
 mod compare;
 mod fixture;

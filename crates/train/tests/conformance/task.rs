@@ -45,10 +45,20 @@ pub(crate) fn batch(model: &dyn Model, examples: &Examples) -> Batch {
     }
 }
 
-/// The outputs of all rows that the head reads.
+/// The outputs of all rows that the head reads, in float32.
 pub(crate) fn logits(model: &dyn Model, adapter: Option<&Adapter>, examples: &Examples) -> Vec<f32> {
+    logits_in(&Workspace::new(), model, adapter, examples)
+}
+
+/// The same in the workspace's precision.
+pub(crate) fn logits_in(
+    workspace: &Workspace,
+    model: &dyn Model,
+    adapter: Option<&Adapter>,
+    examples: &Examples,
+) -> Vec<f32> {
     let batch = batch(model, examples);
-    let mut tape = Tape::evaluating(&Workspace::new());
+    let mut tape = Tape::evaluating(workspace);
     let mut forward = Forward::new(&mut tape, batch.segments.clone(), adapter);
     let hidden = model.hidden_states(&mut forward, &batch.inputs(), None);
     let tokens = forward.segments().clone();

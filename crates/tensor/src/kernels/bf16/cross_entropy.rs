@@ -111,11 +111,13 @@ impl Task<'_, '_> {
                 let panel = forward.panel(panel_strips.clone(), 0..depth, &mut scratch);
                 for pair in panel_strips.clone().step_by(2) {
                     let b0 = panel.strip(pair - panel_start, depth);
+                    let place = pair + 2 - panel_start;
+                    let ahead = if forward.is_packed() { panel.ahead(place, depth) } else { [&[][..]; 2] };
                     if pair + 1 < panel_strips.end {
                         let b = [b0, panel.strip(pair + 1 - panel_start, depth)];
-                        columns(unit, &target, &a, b, pair - first_strip, None, false);
+                        columns(unit, &target, &a, b, pair - first_strip, None, false, ahead);
                     } else {
-                        columns(unit, &target, &a, [b0], pair - first_strip, None, false);
+                        columns(unit, &target, &a, [b0], pair - first_strip, None, false, ahead);
                     }
                 }
             }
@@ -152,9 +154,9 @@ impl Task<'_, '_> {
                         let b0 = panel.strip(pair - panel_start, tiles);
                         if pair + 1 < panel_strips.end {
                             let b = [b0, panel.strip(pair + 1 - panel_start, tiles)];
-                            columns(unit, &target, &a, b, pair, None, start > 0);
+                            columns(unit, &target, &a, b, pair, None, start > 0, [&[]; 2]);
                         } else {
-                            columns(unit, &target, &a, [b0], pair, None, start > 0);
+                            columns(unit, &target, &a, [b0], pair, None, start > 0, [&[]; 2]);
                         }
                     }
                 }

@@ -14,7 +14,6 @@ mod avx512;
 mod avx512_pack;
 mod cross_entropy;
 mod float32;
-mod gradient;
 mod operand;
 mod pack;
 mod product;
@@ -25,7 +24,6 @@ mod tile;
 mod tests;
 
 pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
-pub(crate) use gradient::{THIN, thin_gradient};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, prefetch, transpose};
 pub(crate) use product::{LowRank, Product};

@@ -44,6 +44,11 @@ impl<'a> Panel<'a> {
     pub(crate) fn strip(&self, strip: usize, depth: usize) -> &'a [Tile] {
         &self.tiles[strip * self.stride..strip * self.stride + depth]
     }
+
+    /// Two strips from `strip` on, of what exists.
+    pub(crate) fn ahead(&self, strip: usize, depth: usize) -> [&'a [Tile]; 2] {
+        [strip, strip + 1].map(|strip| self.tiles.get(strip * self.stride..strip * self.stride + depth).unwrap_or(&[]))
+    }
 }
 
 /// A right factor packed whole: a small one that many tasks use.

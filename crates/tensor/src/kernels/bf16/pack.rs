@@ -140,6 +140,28 @@ pub(crate) fn prefetch(tiles: &[Tile], first: usize, stride: usize) {
     let _ = (tiles, first, stride);
 }
 
+/// Fetches the part of `tiles` that falls to two of `strips` strips of rows, from `strip` on, into the second-level cache.
+#[inline]
+pub(crate) fn prefetch_part(tiles: &[Tile], (strip, strips): (usize, usize)) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        const LINES: usize = size_of::<Tile>() / 64;
+        let lines = tiles.len() * LINES;
+        let (start, end) = (lines * strip / strips, lines * (strip + 2).min(strips) / strips);
+        for line in start..end {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let address = tiles.as_ptr().cast::<u8>().wrapping_add(line * 64);
+            #[allow(unsafe_code)]
+            // SAFETY: prefetching reads nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(address.cast());
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (tiles, strip, strips);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::Unit;
 use super::operand::{Columns, PackedColumns, corner};
-use super::pack::{Order, pack, pack_strip};
+use super::pack::{Order, pack, pack_strip, prefetch_part};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{Parallelism, View, ViewMut};
 
@@ -226,11 +226,12 @@ impl Task<'_> {
                     for pair in strips.clone().step_by(2) {
                         let place = pair - strips.start;
                         let b0 = panel.strip(place, depth.len());
+                        let ahead = if self.b.is_packed() { panel.ahead(place + 2, depth.len()) } else { [&[][..]; 2] };
                         if pair + 1 < strips.end {
                             let b = [b0, panel.strip(place + 1, depth.len())];
-                            columns(unit, &target, &a, b, pair, second.as_ref(), accumulate);
+                            columns(unit, &target, &a, b, pair, second.as_ref(), accumulate, ahead);
                         } else {
-                            columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate);
+                            columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate, ahead);
                         }
                     }
                 }
@@ -265,7 +266,7 @@ impl Task<'_> {
         let panel = low_rank.inner.panel(0..strips, depth.clone(), &mut []);
         for strip in 0..strips {
             let b = [panel.strip(strip, depth.len())];
-            columns(unit, &target, a, b, strip, None, depth.start > 0);
+            columns(unit, &target, a, b, strip, None, depth.start > 0, [&[]; 2]);
         }
     }
 
@@ -297,7 +298,7 @@ impl Task<'_> {
     }
 }
 
-/// All packed rows by one or two strips of columns.
+/// All packed rows by one or two strips of columns; `ahead` are the strips that come next, where they lie in memory.
 #[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
 pub(super) fn columns<const COLS: usize>(
     unit: &impl Block,
@@ -307,6 +308,7 @@ pub(super) fn columns<const COLS: usize>(
     column_strip: usize,
     second: Option<&Second<'_>>,
     accumulate: bool,
+    ahead: [&[Tile]; 2],
 ) {
     let second_b = second.map(|second| {
         let depth = second.a.depth;
@@ -323,6 +325,10 @@ pub(super) fn columns<const COLS: usize>(
         let mut row = 0;
         while row < a.strips {
             let place = (row, column_strip);
+            for ahead in ahead {
+                // What is multiplied next comes from far away, so it is fetched while this is multiplied.
+                prefetch_part(&ahead[first.min(ahead.len())..depth.end.min(ahead.len())], (row, a.strips));
+            }
             if row + 1 < a.strips {
                 rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);
                 row += 2;

@@ -1,7 +1,7 @@
 //! Every unit against the definition, on every kind of edge.
 
 use super::*;
-use crate::kernels::{Kernels, Precision, View};
+use crate::kernels::{Kernels, Precision, View, gradient};
 use crate::ops::finite_differences::random;
 use crate::{FrozenWeight, Matrix, Workspace};
 
@@ -21,6 +21,10 @@ fn units() -> Vec<Kernels> {
 fn rounded(matrix: &Matrix, scale: f32) -> Matrix {
     let values = matrix.data().iter().map(|value| from_bf16(tile::to_bf16(value * scale))).collect();
     Matrix::from_vec(matrix.rows(), matrix.cols(), values)
+}
+
+fn scaled(matrix: &Matrix, scale: f32) -> Matrix {
+    Matrix::from_vec(matrix.rows(), matrix.cols(), matrix.data().iter().map(|value| value * scale).collect())
 }
 
 /// Checks `c = kept + a·bᵀ` for bf16 values `a` `[m, k]` and `b` `[n, k]`.
@@ -85,9 +89,18 @@ fn products_of_values_equal_their_definition() {
                     results.push(c);
                 }
             }
-            results.iter().for_each(|result| check(result, Some(&start), &left, &right, &what));
+            // Thin sums over rows as they lie are not rounded to bf16.
+            let (left_exact, right_exact) = (scaled(&a, 0.5), &b);
+            let turned = lefts[1].col_stride > 1;
+            let direct = |place: usize| place >= 2 && turned && gradient::is_direct(m > n, lefts[1], rights[place % 2]);
+            for (place, result) in results.iter().enumerate() {
+                let (left, right) = if direct(place) { (&left_exact, right_exact) } else { (&left, &right) };
+                check(result, Some(&start), left, right, &what);
+            }
             assert_eq!(results[0], results[1], "{what}: layouts of the right factor agree to the bit");
-            assert_eq!(results[2], results[3], "{what}: layouts of the right factor agree to the bit");
+            if direct(2) == direct(3) {
+                assert_eq!(results[2], results[3], "{what}: layouts of the right factor agree to the bit");
+            }
             let mut c = start.clone();
             kernels.product(&workspace, ViewMut::of(&mut c), 0.0, 0.5, lefts[0], rights[0]);
             check(&c, None, &left, &right, &what);

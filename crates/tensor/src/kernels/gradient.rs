@@ -2,10 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::Unit;
-use super::operand::ViewColumns;
-use super::product::{Product, product};
-use crate::kernels::{Parallelism, View, ViewMut};
+use super::bf16::{Product, Unit, ViewColumns};
+use super::{Parallelism, View, ViewMut};
 use crate::{Matrix, Workspace};
 
 /// Rows or columns of a factor that counts as thin.
@@ -14,6 +12,23 @@ pub(crate) const THIN: usize = 64;
 /// Tokens that are summed in one piece. The pieces' sums are then added in order, so the result depends on the shape
 /// alone.
 const PIECE: usize = 256;
+
+/// Whether the sum needs no packing, and is then computed in float32 in any precision; `turned` where the thin factor is
+/// the right one.
+pub(crate) fn is_direct(turned: bool, a: View<'_>, b: View<'_>) -> bool {
+    let (left, right) = thin_first(turned, a, b);
+    #[cfg(target_arch = "x86_64")]
+    return super::float32::is_thin(left, right);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (left, right);
+        false
+    }
+}
+
+fn thin_first<'a>(turned: bool, a: View<'a>, b: View<'a>) -> (View<'a>, View<'a>) {
+    if turned { (b.transposed(), a.transposed()) } else { (a, b) }
+}
 
 /// `C ← beta·C + alpha·A·B` where `C` has few rows or few columns and the inner dimension is long: each task reads whole
 /// rows of both factors, as they lie in memory.
@@ -28,7 +43,8 @@ pub(crate) fn thin_gradient(
 ) {
     let turned = c.rows > c.cols;
     // The thin factor is the left one.
-    let (left, right) = if turned { (b.transposed(), a.transposed()) } else { (a, b) };
+    let (left, right) = thin_first(turned, a, b);
+    let direct = is_direct(turned, a, b);
     let (rows, cols, tokens) = (left.rows, right.cols, left.cols);
     let pieces = tokens.div_ceil(PIECE);
     let mut sums = Matrix::uninitialised(workspace, pieces.max(1) * rows, cols);
@@ -37,9 +53,14 @@ pub(crate) fn thin_gradient(
     }
     sums.data_mut().par_chunks_exact_mut(rows * cols).take(pieces).enumerate().for_each(|(piece, sum)| {
         let tokens = piece * PIECE..tokens.min((piece + 1) * PIECE);
-        let right = ViewColumns(right.rows(tokens.clone()));
-        let part = Product { a: left.columns(tokens), scale: alpha, b: &right, low_rank: None };
-        product(unit, ViewMut::rows_of(sum, rows, cols, cols), false, part, Parallelism::Single);
+        let (left, right) = (left.columns(tokens.clone()), right.rows(tokens));
+        #[cfg(target_arch = "x86_64")]
+        if direct {
+            super::float32::thin_sum(alpha, left, right, sum);
+            return;
+        }
+        let part = Product { a: left, scale: alpha, b: &ViewColumns(right), low_rank: None };
+        unit.product(ViewMut::rows_of(sum, rows, cols, cols), 0.0, part, Parallelism::Single);
     });
     let (total, others) = sums.data_mut().split_at_mut(rows * cols);
     for other in others.chunks_exact(rows * cols) {
