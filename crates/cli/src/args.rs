@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use tunesmith_tensor::Precision;
 
 use crate::commands::IntrinsicDimensionArgs;
+use crate::quantization::QuantizationArgs;
 use crate::serve_args::{SERVE_EXAMPLES, ServeArgs};
 
 /// Fine-tunes language models by training a few small parts on a frozen base.
@@ -144,6 +145,8 @@ const MERGE_EXAMPLES: &str = "\
 Examples:
   tunesmith merge -a runs/first -o merged
   tunesmith merge -m smollm2-135m-instruct -a runs/first -o merged --dtype bf16
+  tunesmith merge -a runs/qlora -o merged --load-in-4bit --dtype bf16       merged with the 4-bit base it was trained on
+  tunesmith merge -a runs/qlora -o merged --load-in-4bit --requantize       and in 4 bits again
   tunesmith generate -m merged 'Hello'";
 
 const INSPECT_EXAMPLES: &str = "\
@@ -333,6 +336,8 @@ pub(crate) struct ModelArgs {
     /// Another chat template than the model's: a file in Jinja
     #[arg(long, alias = "chat_template", value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -503,6 +508,10 @@ pub(crate) struct MergeArgs {
     /// Number format of the weights [default: that of the base; f32 for a quantised one]
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<DtypeArg>,
+    /// Write the linears in bitsandbytes' 4-bit layout, and say how much that changes them; bnb-4bit-quant-type and
+    /// bnb-4bit-use-double-quant say how
+    #[arg(long)]
+    pub(crate) requantize: bool,
 }
 
 /// Number format of saved weights.

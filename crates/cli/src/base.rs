@@ -91,7 +91,7 @@ impl Base {
             chat_template: args.chat_template.clone(),
             head,
             precision,
-            ..LoadOptions::default()
+            quantization: args.quantization.keys().options(),
         };
         let base = match (&args.model, &args.adapter) {
             (Some(name), _) => Self::load(name, &options)?,

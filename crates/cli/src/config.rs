@@ -22,7 +22,7 @@ use tunesmith_train::metrics::{METRICS, Metric};
 use tunesmith_train::{DataOptions, TaskOptions, TrainError, TrainingArguments, nearest};
 
 use crate::failure::Misuse;
-use crate::quantization::QuantizationKeys;
+use crate::quantization::{ComputeDtype, QuantizationKeys};
 
 /// A run, ready to start.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,10 +225,21 @@ impl Written {
                 problems.0.push((None, format!("{key} is missing: {meaning}")));
             }
         }
-        let run = self.section(&mut problems);
+        let mut run: RunOptions = self.section(&mut problems);
         let data = self.section(&mut problems);
         let task = self.task(&mut problems);
         let quantization: QuantizationKeys = self.section(&mut problems);
+        if let Some(dtype) = quantization.bnb_4bit_compute_dtype {
+            let precision = match dtype {
+                ComputeDtype::Float32 => PrecisionKey::Float32,
+                ComputeDtype::Bfloat16 => PrecisionKey::Bf16,
+            };
+            if self.values.contains_key("precision") && run.precision != precision {
+                let key = "bnb_4bit_compute_dtype";
+                self.add(&mut problems, key, format!("{key}: precision says otherwise: keep one of them"));
+            }
+            run.precision = precision;
+        }
         let arguments: TrainingArguments = self.section(&mut problems);
         let (run_keys, data_keys, task_keys) = (keys::<RunOptions>(), keys::<DataOptions>(), keys::<TaskOptions>());
         let quantization_keys = keys::<QuantizationKeys>();
@@ -627,6 +638,22 @@ peft:
         assert!(
             build(SMALLEST, &["validation_file=v", "predict_with_generate=true", "metric_for_best_model=bleu"]).is_ok()
         );
+    }
+
+    #[test]
+    fn precision_has_two_names_over_4_bit_weights_and_one_meaning() {
+        let precision = |overrides: &[&str]| build(SMALLEST, overrides).unwrap().run.precision;
+        assert_eq!(precision(&["precision=bf16"]), PrecisionKey::Bf16);
+        assert_eq!(precision(&["precision=float32"]), PrecisionKey::Float32);
+        assert_eq!(precision(&["load_in_4bit=true", "bnb_4bit_compute_dtype=bfloat16"]), PrecisionKey::Bf16);
+        assert_eq!(precision(&["load_in_4bit=true", "bnb_4bit_compute_dtype=float32"]), PrecisionKey::Float32);
+        let both = ["load_in_4bit=true", "bnb_4bit_compute_dtype=float32", "precision=bf16"];
+        assert!(problem(SMALLEST, &both).contains("bnb_4bit_compute_dtype: precision says otherwise"));
+        assert!(problem(SMALLEST, &["precision=float16"]).contains("precision: expected one of float32, bf16"));
+        let found = problem(SMALLEST, &["bnb_4bit_quant_type=nf4"]);
+        assert!(found.contains("bnb_4bit_quant_type: needs load_in_4bit: true"), "{found}");
+        let found = problem(SMALLEST, &["load_in_4bit=true", "bnb_4bit_quant_type=int4"]);
+        assert!(found.contains("expected nf4 or fp4, found int4"), "{found}");
     }
 
     #[test]

@@ -402,7 +402,7 @@ impl Display for TensorProblems {
             write!(f, " ({model})")?;
         }
         let section = |f: &mut fmt::Formatter<'_>, title: &str, lines: Vec<String>| {
-            if lines.is_empty() { Ok(()) } else { write!(f, "\n{title} ({}):{}", lines.len(), self::lines(&lines)) }
+            if lines.is_empty() { Ok(()) } else { write!(f, "\n{title} ({}):{}", lines.len(), all_lines(&lines)) }
         };
         section(f, "missing", self.missing.clone())?;
         section(f, "unexpected", self.unexpected.clone())?;
@@ -423,11 +423,16 @@ impl Display for TensorProblems {
     }
 }
 
-/// Longest list shown in one message; the rest is only counted.
+/// Longest list of sites or modules shown in one message; the rest is only counted.
 const SHOWN: usize = 12;
 
+/// Every item on a line of its own.
+fn all_lines<T: Display>(items: &[T]) -> String {
+    items.iter().map(|item| format!("\n  {item}")).collect()
+}
+
 fn lines<T: Display>(items: &[T]) -> String {
-    let mut text: String = items.iter().take(SHOWN).map(|item| format!("\n  {item}")).collect();
+    let mut text = all_lines(&items[..items.len().min(SHOWN)]);
     if items.len() > SHOWN {
         text += &format!("\n  … and {} more", items.len() - SHOWN);
     }
@@ -473,5 +478,8 @@ mod tests {
         assert!(problems(false).to_string().contains("made for the base model 'org/base'"));
         assert!(problems(true).to_string().contains("rank_pattern"));
         assert!(problems(true).to_string().contains("a is [4, 2] in the file, [8, 2] expected"));
+        let missing: Vec<String> = (0..40).map(|number| format!("tensor {number}")).collect();
+        let text = TensorProblems { missing: missing.clone(), ..problems(false) }.to_string();
+        assert!(text.contains("missing (40):") && missing.iter().all(|name| text.contains(name)), "{text}");
     }
 }

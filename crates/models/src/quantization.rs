@@ -75,7 +75,7 @@ impl<'a> Kept<'a> {
 }
 
 /// Whether a module with a matrix is a linear within the network: no table of embeddings, no output, no head.
-fn is_inner_linear(module: &str) -> bool {
+pub(crate) fn is_inner_linear(module: &str) -> bool {
     const TABLES: [&str; 4] = ["wte", "wpe", "shared", "relative_attention_bias"];
     const HEADS: [&str; 8] = [
         "lm_head",

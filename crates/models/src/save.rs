@@ -5,15 +5,18 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
-use tunesmith_tensor::{FrozenWeight, Matrix, Role};
+use tunesmith_tensor::{FourBitOptions, FourBitWeight, FrozenWeight, Matrix, Role};
 
 use crate::error::{ModelError, TensorProblem};
 use crate::generation_defaults::GenerationDefaults;
 use crate::json;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
+use crate::quantization::is_inner_linear;
+use crate::save_four_bit;
 use crate::tokenizer::TextTokenizer;
 use crate::weights::transposed;
 
@@ -35,16 +38,58 @@ pub fn save_folder(
     replaced: &BTreeMap<String, Matrix>,
     format: NumberFormat,
 ) -> Result<(), ModelError> {
+    save(folder, model, tokenizer, generation, replaced, (format, None)).map(|_| ())
+}
+
+/// The same with the model's linears, but for its output and heads, in bitsandbytes' 4-bit layout. Weights that the model
+/// keeps in 4 bits and that are not replaced are written as they are. Returns how far each other one is from what it was.
+///
+/// # Errors
+/// As [`save_folder`], and [`ModelError::Damaged`] naming a weight whose values are not finite.
+pub fn save_four_bit_folder(
+    folder: &Path,
+    model: &dyn Model,
+    tokenizer: Option<&TextTokenizer>,
+    generation: &GenerationDefaults,
+    replaced: &BTreeMap<String, Matrix>,
+    (format, options): (NumberFormat, FourBitOptions),
+) -> Result<Vec<QuantizationError>, ModelError> {
+    save(folder, model, tokenizer, generation, replaced, (format, Some(options)))
+}
+
+/// How far a weight is from what it was before it was quantised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizationError {
+    /// The weight's Hugging Face name.
+    pub name: String,
+    /// `‖Q(W) − W‖ / ‖W‖`.
+    pub relative: f64,
+    /// The largest difference of a value.
+    pub largest: f32,
+}
+
+fn save(
+    folder: &Path,
+    model: &dyn Model,
+    tokenizer: Option<&TextTokenizer>,
+    generation: &GenerationDefaults,
+    replaced: &BTreeMap<String, Matrix>,
+    (format, four_bit): (NumberFormat, Option<FourBitOptions>),
+) -> Result<Vec<QuantizationError>, ModelError> {
     if !is_free(folder) {
         return Err(ModelError::Occupied { path: folder.to_path_buf() });
     }
-    let (tensors, tied) = tensors_to_save(folder, model, replaced)?;
+    let (mut tensors, tied) = tensors_to_save(folder, model, replaced)?;
+    let errors = four_bit.map_or(Ok(Vec::new()), |options| quantize(folder, &mut tensors, options))?;
     let mut config = model.config_json().clone();
     if weight_name(model, Role::OutputEmbedding).is_some() {
         config.insert("tie_word_embeddings".to_owned(), Value::Bool(tied));
     }
     let dtype = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     config.insert(dtype.to_owned(), format.torch_name().into());
+    if let Some(options) = four_bit {
+        config.insert("quantization_config".to_owned(), save_four_bit::config(options, format).into());
+    }
     let mut files = vec![("config.json", json::to_bytes(&config))];
     files.extend(generation.file());
     if let Some(tokenizer) = tokenizer {
@@ -56,8 +101,48 @@ pub fn save_folder(
     for (name, bytes) in files {
         write_file(&unfinished.path.join(name), |out| out.write_all(&bytes)).map_err(failed)?;
     }
-    write_file(&unfinished.path.join(WEIGHTS), |out| write_safetensors(out, &tensors, format)).map_err(failed)?;
-    unfinished.finish(folder).map_err(failed)
+    write_file(&unfinished.path.join(WEIGHTS), |out| write_safetensors(out, &tensors, format, four_bit.is_some()))
+        .map_err(failed)?;
+    unfinished.finish(folder).map_err(failed)?;
+    Ok(errors)
+}
+
+/// Turns linears within the network into 4-bit weights.
+fn quantize(
+    folder: &Path,
+    tensors: &mut [Saved<'_>],
+    options: FourBitOptions,
+) -> Result<Vec<QuantizationError>, ModelError> {
+    let mut errors = Vec::new();
+    for tensor in tensors {
+        let module = tensor.name.strip_suffix(".weight").unwrap_or_default();
+        let is_linear = tensor.shape.len() == 2 && !tensor.transposed && is_inner_linear(module);
+        let as_it_is = matches!(&tensor.value, SavedValue::Own(weight) if weight.as_four_bit().is_some());
+        if !is_linear || as_it_is {
+            continue;
+        }
+        let matrix = match &tensor.value {
+            SavedValue::Own(weight) => weight.to_matrix(),
+            SavedValue::Replaced(matrix) => (*matrix).clone(),
+        };
+        let weight = FourBitWeight::quantize(matrix.data(), matrix.shape(), options).map_err(|error| {
+            let reason = format!("tensor {} cannot be quantised: {error}", tensor.name);
+            ModelError::Damaged { path: folder.to_path_buf(), reason }
+        })?;
+        let weight = FrozenWeight::stored(weight);
+        let quantized = weight.to_matrix();
+        let differences = quantized.data().iter().zip(matrix.data()).map(|(new, old)| new - old);
+        let (mut sum, mut largest) = (0.0, 0.0f32);
+        for difference in differences {
+            sum += f64::from(difference).powi(2);
+            largest = largest.max(difference.abs());
+        }
+        let length = matrix.data().iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        let relative = if length > 0.0 { sum.sqrt() / length } else { 0.0 };
+        errors.push(QuantizationError { name: tensor.name.clone(), relative, largest });
+        tensor.value = SavedValue::Own(weight);
+    }
+    Ok(errors)
 }
 
 /// A tensor of the new checkpoint.
@@ -125,16 +210,63 @@ fn weight_name(model: &dyn Model, role: Role) -> Option<String> {
     model.sites().iter().find(|site| site.role == role).map(|site| format!("{}.weight", site.path))
 }
 
+/// A tensor of the file.
+struct Entry<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    length: usize,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    /// Values to convert.
+    Values(&'a Saved<'a>),
+    /// Bytes as they are.
+    Bytes(Vec<u8>),
+}
+
+/// The tensors of the file, by name. With `four_bit` weights in 4 bits stay what they are.
+fn entries<'a>(tensors: &'a [Saved<'a>], format: NumberFormat, four_bit: bool) -> Vec<Entry<'a>> {
+    let mut entries = Vec::new();
+    for tensor in tensors {
+        let codes = match &tensor.value {
+            SavedValue::Own(weight) if four_bit => weight.as_four_bit(),
+            _ => None,
+        };
+        if let Some(weight) = codes {
+            entries.extend(save_four_bit::parts(weight, format).into_iter().map(|part| Entry {
+                name: format!("{}{}", tensor.name, part.suffix),
+                dtype: part.dtype,
+                shape: part.shape,
+                length: part.bytes.len(),
+                content: Content::Bytes(part.bytes),
+            }));
+            continue;
+        }
+        let (shape, dtype) = (tensor.shape.clone(), format.dtype());
+        let length = shape.iter().product::<usize>() * format.width();
+        entries.push(Entry { name: tensor.name.clone(), dtype, shape, length, content: Content::Values(tensor) });
+    }
+    // Wide types first, so that every tensor begins where its type may.
+    entries.sort_by(|left, right| right.dtype.cmp(&left.dtype).then_with(|| left.name.cmp(&right.name)));
+    entries
+}
+
 /// Writes tensors in the safetensors format, one converted row at a time.
-fn write_safetensors(out: &mut dyn Write, tensors: &[Saved<'_>], format: NumberFormat) -> io::Result<()> {
-    let mut ordered: Vec<&Saved<'_>> = tensors.iter().collect();
-    ordered.sort_by(|left, right| left.name.cmp(&right.name));
+fn write_safetensors(
+    out: &mut dyn Write,
+    tensors: &[Saved<'_>],
+    format: NumberFormat,
+    four_bit: bool,
+) -> io::Result<()> {
+    let ordered = entries(tensors, format, four_bit);
     let mut offset = 0;
-    let infos = ordered.iter().map(|tensor| {
+    let infos = ordered.iter().map(|entry| {
         let start = offset;
-        offset += tensor.shape.iter().product::<usize>() * format.width();
-        let info = TensorInfo { dtype: format.dtype(), shape: tensor.shape.clone(), data_offsets: (start, offset) };
-        (tensor.name.clone(), info)
+        offset += entry.length;
+        let info = TensorInfo { dtype: entry.dtype, shape: entry.shape.clone(), data_offsets: (start, offset) };
+        (entry.name.clone(), info)
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let header = Metadata::new(Some(metadata), infos.collect()).map_err(io::Error::other)?;
@@ -145,7 +277,14 @@ fn write_safetensors(out: &mut dyn Write, tensors: &[Saved<'_>], format: NumberF
     out.write_all(&header)?;
     let mut bytes = Vec::new();
     let mut row = Vec::new();
-    for tensor in ordered {
+    for entry in ordered {
+        let tensor = match entry.content {
+            Content::Values(tensor) => tensor,
+            Content::Bytes(bytes) => {
+                out.write_all(&bytes)?;
+                continue;
+            }
+        };
         match &tensor.value {
             SavedValue::Replaced(matrix) if tensor.transposed => {
                 write_row(out, transposed(matrix).data(), format, &mut bytes)?;
@@ -250,6 +389,50 @@ mod tests {
     fn save(model: &dyn Model, folder: &Path, replaced: &BTreeMap<String, Matrix>) -> Result<(), ModelError> {
         let generation = GenerationDefaults::default();
         save_folder(folder, model, None, &generation, replaced, NumberFormat::F32)
+    }
+
+    #[test]
+    fn four_bit_weights_are_written_as_bitsandbytes_does_and_read_again() {
+        let theirs = load_model(&fixtures::path("qlora/model-4bit")).unwrap();
+        let floats = load_model(&fixtures::path("qlora/model")).unwrap();
+        let options = FourBitOptions { quant_type: tunesmith_tensor::FourBitType::Nf4, double_quant: true };
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, model: &dyn Model, replaced: &BTreeMap<String, Matrix>| {
+            let path = folder.path().join(name);
+            let with = (NumberFormat::F32, options);
+            let errors = save_four_bit_folder(&path, model, None, &GenerationDefaults::default(), replaced, with);
+            (path, errors.unwrap())
+        };
+        let (kept, errors) = write("kept", &*theirs.model, &BTreeMap::new());
+        assert_eq!(errors, []);
+        let (quantized, errors) = write("quantized", &*floats.model, &BTreeMap::new());
+        assert_eq!(errors.len(), 14);
+        assert!(errors.iter().all(|error| error.relative > 0.01 && error.relative < 0.12), "{errors:?}");
+        let original = fs::read(fixtures::path("qlora/model-4bit/model.safetensors")).unwrap();
+        let original = ::safetensors::SafeTensors::deserialize(&original).unwrap();
+        for path in [kept, quantized] {
+            let bytes = fs::read(path.join(WEIGHTS)).unwrap();
+            let found = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(found.len(), original.len());
+            for (name, expected) in original.tensors() {
+                let found = found.tensor(&name).unwrap();
+                if name.contains(".quant_state.") {
+                    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+                    assert_eq!(json(found.data()), json(expected.data()), "{name}");
+                } else {
+                    assert_eq!((found.dtype(), found.shape()), (expected.dtype(), expected.shape()), "{name}");
+                    assert_eq!(found.data(), expected.data(), "{name}");
+                }
+            }
+            assert_same_tensors(&*load_model(&path).unwrap().model, &*theirs.model);
+        }
+        let name = "model.layers.0.mlp.up_proj.weight";
+        let changed = BTreeMap::from([(name.to_owned(), {
+            let (_, weight, _) = floats.model.tensors().into_iter().find(|(known, ..)| known == name).unwrap();
+            weight.to_matrix()
+        })]);
+        let (_, errors) = write("changed", &*theirs.model, &changed);
+        assert_eq!(errors.iter().map(|error| error.name.as_str()).collect::<Vec<_>>(), [name]);
     }
 
     fn assert_same_tensors(left: &dyn Model, right: &dyn Model) {
@@ -378,7 +561,7 @@ mod tests {
                 tensor("b", SavedValue::Replaced(&matrix)),
                 tensor("a", SavedValue::Own(FrozenWeight::vector(values.clone()))),
             ];
-            write_file(&folder.path().join(WEIGHTS), |out| write_safetensors(out, &tensors, format)).unwrap();
+            write_file(&folder.path().join(WEIGHTS), |out| write_safetensors(out, &tensors, format, false)).unwrap();
             let mut source = Safetensors::open(folder.path()).unwrap();
             prop_assert_eq!(source.format(), format);
             let rounded = |value: &f32| match format {

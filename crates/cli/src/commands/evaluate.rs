@@ -163,6 +163,7 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
     let own = model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
     let label_names = own.and_then(|own| own.labels()).or(config.task.label_names.clone());
     let task = TaskOptions { label_names, ..config.task };
+    model.quantization = model.quantization.or(config.quantization);
     model.model.get_or_insert(config.run.model_name_or_path);
     model.tokenizer = model.tokenizer.or(config.run.tokenizer_name_or_path);
     model.chat_template = model.chat_template.or(config.run.chat_template);

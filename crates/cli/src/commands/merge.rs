@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use tunesmith_methods::merged;
-use tunesmith_models::{NumberFormat, save_folder};
+use tunesmith_models::{NumberFormat, save_folder, save_four_bit_folder};
 use tunesmith_tensor::Precision;
 
 use crate::args::{DtypeArg, MergeArgs};
@@ -32,8 +32,23 @@ pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     };
     let tokenizer = &base.pretrained.tokenizer;
     let generation = &base.pretrained.generation;
-    save_folder(&args.output, base.model(), Some(tokenizer), generation, &replaced, format)?;
-    terminal::note(format_args!("merged {count} modules, saved as {}", format.torch_name()));
+    if args.requantize {
+        let with = (format, args.model.quantization.keys().four_bit());
+        let errors = save_four_bit_folder(&args.output, base.model(), Some(tokenizer), generation, &replaced, with)?;
+        let mean = errors.iter().map(|error| error.relative).sum::<f64>() / errors.len().max(1) as f64;
+        let worst = errors.iter().max_by(|a, b| a.relative.total_cmp(&b.relative));
+        let worst = worst
+            .map_or_else(String::new, |worst| format!(", at most {:.2} %, in {}", 100.0 * worst.relative, worst.name));
+        terminal::note(format_args!(
+            "merged {count} modules, saved in 4 bits: quantising moved {} weights by {:.2} % of their length on \
+             average{worst}",
+            errors.len(),
+            100.0 * mean
+        ));
+    } else {
+        save_folder(&args.output, base.model(), Some(tokenizer), generation, &replaced, format)?;
+        terminal::note(format_args!("merged {count} modules, saved as {}", format.torch_name()));
+    }
     writeln!(io::stdout(), "{}", args.output.display())?;
     Ok(())
 }
