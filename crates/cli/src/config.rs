@@ -649,7 +649,7 @@ peft:
         assert_eq!(precision(&["load_in_4bit=true", "bnb_4bit_compute_dtype=float32"]), PrecisionKey::Float32);
         let both = ["load_in_4bit=true", "bnb_4bit_compute_dtype=float32", "precision=bf16"];
         assert!(problem(SMALLEST, &both).contains("bnb_4bit_compute_dtype: precision says otherwise"));
-        assert!(problem(SMALLEST, &["precision=float16"]).contains("precision: expected one of float32, bf16"));
+        assert!(problem(SMALLEST, &["precision=float16"]).contains("precision: expected float32 or bf16"));
         let found = problem(SMALLEST, &["bnb_4bit_quant_type=nf4"]);
         assert!(found.contains("bnb_4bit_quant_type: needs load_in_4bit: true"), "{found}");
         let found = problem(SMALLEST, &["load_in_4bit=true", "bnb_4bit_quant_type=int4"]);

@@ -25,19 +25,24 @@ peft:
 
 /// A scene with a tiny BERT and a run for `task`, whose keys stand in `more`.
 fn scene(more: &str, train: &str, valid: &str) -> Scene {
+    scene_of("bert", &format!("{RUN}{more}"), train, valid)
+}
+
+/// A scene with the tiny model of an architecture, under its name.
+fn scene_of(architecture: &str, run: &str, train: &str, valid: &str) -> Scene {
     let scene = Scene::new();
-    let bert = scene.path("bert");
-    fs::create_dir(&bert).unwrap();
+    let model = scene.path(architecture);
+    fs::create_dir(&model).unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for (folder, names) in [
-        (repository.join("fixtures/bert/model"), ["config.json", "model.safetensors"]),
+        (repository.join("fixtures").join(architecture).join("model"), ["config.json", "model.safetensors"]),
         (scene.path("model"), ["tokenizer.json", "tokenizer_config.json"]),
     ] {
         for name in names {
-            fs::copy(folder.join(name), bert.join(name)).unwrap();
+            fs::copy(folder.join(name), model.join(name)).unwrap();
         }
     }
-    scene.write("run.yaml", &format!("{RUN}{more}"));
+    scene.write("run.yaml", run);
     scene.write("train.jsonl", train);
     scene.write("valid.jsonl", valid);
     scene
@@ -217,4 +222,75 @@ fn texts_that_are_too_long_are_errors_unless_they_may_be_cut() {
     let ended = scene.run(&["train", "run.yaml", "truncate=true", "max_steps=2", "eval_steps=2"]);
     ended.succeeds();
     assert!(ended.err.contains("1 of 2 examples were too long and are cut"), "{}", ended.err);
+}
+
+#[test]
+fn texts_are_turned_into_others_by_an_encoder_decoder() {
+    let file = |count, shift| -> String {
+        let line = |(text, is_a): (String, bool)| {
+            let target = if is_a { "aaa" } else { "bbb" };
+            format!("{{\"prompt\": \"{text}\", \"completion\": \"{target}\"}}\n")
+        };
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let run = RUN
+        .replace("model_name_or_path: bert", "model_name_or_path: t5")
+        .replace("  target_modules: [query, value, intermediate.dense]\n", "  target_modules: all-linear\n");
+    let scene = scene_of("t5", &format!("{run}task_type: SEQ_2_SEQ_LM\n"), &file(40, 0), &file(10, 3));
+    scene.run(&["train", "run.yaml"]).succeeds();
+    let before = scene.run(&["evaluate", "-m", "t5", "--data", "valid.jsonl", "task_type=SEQ_2_SEQ_LM"]);
+    let after =
+        scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl", "--metric", "bleu", "--max-new-tokens", "6"]);
+    assert!(measured(after.succeeds(), "loss") < 0.2 * measured(before.succeeds(), "loss"), "{}", after.out);
+    assert!(after.out.contains("\nbleu"), "{}", after.out);
+    let written = scene.run(&["generate", "-a", "out", "--max-new-tokens", "3", "--json", "aabaaa", "bbbbab"]);
+    let written = lines(written.succeeds());
+    assert!(written[0]["text"].as_str().unwrap().starts_with('a'), "{written:?}");
+    assert!(written[1]["text"].as_str().unwrap().starts_with('b'), "{written:?}");
+    scene.run(&["predict", "-a", "out", "--data", "valid.jsonl"]).fails(2, &["`tunesmith generate` writes texts"]);
+}
+
+#[test]
+fn virtual_tokens_take_positions_when_evaluating_and_predicting() {
+    let file: String = letters(20, 0)
+        .into_iter()
+        .map(|(text, is_a)| format!("{{\"text\": \"{text}\", \"label\": \"{}\"}}\n", if is_a { "a" } else { "b" }))
+        .collect();
+    let scene = scene("task_type: SEQ_CLS\n", &file, &file);
+    let method = "peft={peft_type: PROMPT_TUNING, num_virtual_tokens: 10}";
+    scene.run(&["train", "run.yaml", method, "max_steps=2", "eval_steps=2"]).succeeds();
+    scene.write("long.jsonl", &format!("{{\"text\": \"{}\", \"label\": \"a\"}}\n", "a".repeat(60)));
+    for command in ["evaluate", "predict"] {
+        let failed = scene.run(&[command, "-a", "out", "--data", "long.jsonl"]);
+        failed.fails(1, &["long.jsonl:1: has 60 tokens, more than 54"]);
+    }
+}
+
+/// Files as GLUE has them, with rows made up: a tab between columns, quotes that mean nothing, a byte-order mark.
+#[test]
+fn files_of_glue_are_read_as_they_are() {
+    let sst2 = "sentence\tlabel\na \"dull film . \t0\na fine one \t1\n";
+    let mrpc =
+        "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tHe said \"no .\tHe denied .\n0\t3\t4\tA\tB\n";
+    let rte = "index\tsentence1\tsentence2\tlabel\n0\tIt rains.\tIt is wet.\tentailment\n1\tA.\tB.\tnot_entailment\n";
+    let stsb =
+        "index\tgenre\tsentence1\tsentence2\tscore\n0\tmade-up\tA cat.\tA dog.\t1.250\n1\tmade-up\tA.\tA.\t5.000\n";
+    for (file, keys, labels) in [
+        (sst2, "text_column: sentence\n", &["0", "1"][..]),
+        (mrpc, "text_column: \"#1 String\"\ntext_pair_column: \"#2 String\"\nlabel_column: Quality\n", &["0", "1"]),
+        (rte, "text_column: sentence1\ntext_pair_column: sentence2\n", &["entailment", "not_entailment"]),
+        (
+            stsb,
+            "text_column: sentence1\ntext_pair_column: sentence2\nlabel_column: score\nproblem_type: regression\n",
+            &["LABEL_0"],
+        ),
+    ] {
+        let scene = scene(&format!("task_type: SEQ_CLS\n{keys}"), "", "");
+        scene.write("train.tsv", file);
+        let files = ["train_file=train.tsv", "validation_file=train.tsv", "max_steps=2", "eval_steps=2"];
+        scene.run(&[&["train", "run.yaml"], &files[..]].concat()).succeeds();
+        let task = serde_json::from_str::<Value>(&scene.read("out/task.json")).unwrap();
+        assert_eq!(task["task"]["label_names"], serde_json::json!(labels), "{file}");
+        assert_eq!(measured(scene.run(&["evaluate", "-a", "out", "--data", "train.tsv"]).succeeds(), "examples"), 2.0);
+    }
 }
