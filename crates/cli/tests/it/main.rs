@@ -7,4 +7,5 @@ mod bad_input;
 mod commands;
 mod resume;
 mod scene;
+mod studies;
 mod tasks;
