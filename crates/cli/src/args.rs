@@ -310,7 +310,7 @@ pub(crate) struct ReportArgs {
 /// How a study is run.
 #[derive(Debug, Args)]
 pub(crate) struct StudyOptions {
-    /// Values in place of the file's, such as 'seeds=[1,2]' or run.max_steps=50
+    /// Values in place of the file's, such as run.max_steps=50
     #[arg(value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// A few examples and updates of every run, to see that everything works

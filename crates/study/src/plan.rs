@@ -109,6 +109,9 @@ pub struct RunSpec {
     pub icl: Map<String, Value>,
 }
 
+/// Keys and values, as a file has them.
+type Keys = Map<String, Value>;
+
 impl Plan {
     /// Works a study out; `origin` names it in messages.
     ///
@@ -191,12 +194,12 @@ impl Plan {
         row: &PlannedRow,
         seed: u64,
         learning_rate: Option<f64>,
-    ) -> Result<(Map<String, Value>, Map<String, Value>), String> {
+    ) -> Result<(Keys, Keys), String> {
         let mut config = task.keys.clone();
         let mut icl = task.icl.clone();
         icl.extend(row.icl.clone());
         let at = |key: &str| format!("{}: '{key}' reaches into what is not a mapping", row.name);
-        for (key, value) in row.keys.iter().map(|(key, value)| (key, value)) {
+        for (key, value) in &row.keys {
             assign(&mut config, key, value.clone()).map_err(|_| at(key))?;
         }
         for (key, value) in &row.varied {

@@ -122,7 +122,7 @@ pub struct CurvePoint {
 const KEPT_POINTS: usize = 120;
 
 impl Curve {
-    /// The same with at most [`KEPT_POINTS`] points of training loss, neighbours averaged.
+    /// The same with at most 120 points of training loss, neighbours averaged.
     #[must_use]
     pub fn thinned(self) -> Self {
         let each = self.train.len().div_ceil(KEPT_POINTS).max(1);

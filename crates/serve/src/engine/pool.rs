@@ -9,7 +9,7 @@ use super::request::{Pooled, key, tuners};
 use crate::base::BaseModel;
 
 /// Runs the texts together and answers each. Returns whether that worked.
-pub(super) fn run(base: &BaseModel, mut batch: Vec<Box<Pooled>>) -> bool {
+pub(super) fn run(base: &BaseModel, mut batch: Vec<Pooled>) -> bool {
     batch.retain(|pooled| !pooled.answer.is_closed());
     batch.sort_by_cached_key(|pooled| key(pooled.adapter.as_ref()));
     // Whoever waits for an answer that never comes learns it from the closed channel.
@@ -21,7 +21,7 @@ pub(super) fn run(base: &BaseModel, mut batch: Vec<Box<Pooled>>) -> bool {
 }
 
 /// The rows of outputs of each text.
-fn outputs(base: &BaseModel, batch: &[Box<Pooled>]) -> Vec<Vec<Vec<f32>>> {
+fn outputs(base: &BaseModel, batch: &[Pooled]) -> Vec<Vec<Vec<f32>>> {
     let (model, workspace) = (base.model(), &base.workspace);
     let ids: Vec<u32> = batch.iter().flat_map(|pooled| pooled.tokens.iter().copied()).collect();
     let segments = Segments::from_lengths(batch.iter().map(|pooled| pooled.tokens.len()));

@@ -22,7 +22,7 @@ pub(super) struct Scheduler<'a> {
     shared: &'a Shared,
     waiting: Waiting,
     running: Vec<Running<'a>>,
-    pooled: VecDeque<Box<Pooled>>,
+    pooled: VecDeque<Pooled>,
     prefixes: Prefixes,
     buffers: PageBuffers,
     page_limit: usize,
@@ -58,7 +58,7 @@ impl<'a> Scheduler<'a> {
     pub(super) fn take(&mut self, submitted: Submitted) {
         match submitted {
             Submitted::Generation(generation) => self.waiting.push(generation),
-            Submitted::Pooled(pooled) => self.pooled.push_back(pooled),
+            Submitted::Pooled(pooled) => self.pooled.push_back(*pooled),
         }
     }
 

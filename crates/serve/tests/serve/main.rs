@@ -1,5 +1,8 @@
 //! Serving, from the engine to HTTP.
 
+// Functions that tests share unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod clients;
 mod faults;
 mod http;

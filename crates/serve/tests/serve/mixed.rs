@@ -31,7 +31,7 @@ fn every_pair(architecture: &str, precision: Precision, lengths: &[usize]) {
         std::iter::once(None).chain(configs.iter().map(|(name, _)| Some(store.get(name, None).unwrap()))).collect();
     let names: Vec<&str> = std::iter::once("base").chain(configs.iter().map(|(name, _)| *name)).collect();
     let ask = |number: usize, place: usize| {
-        let temperature = if place % 2 == 0 { 0.0 } else { 0.9 };
+        let temperature = if place.is_multiple_of(2) { 0.0 } else { 0.9 };
         request(adapters[number].clone(), &prompt(lengths[place], number as u64), 6, temperature)
     };
     let options = EngineOptions::default();

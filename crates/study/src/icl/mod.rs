@@ -170,7 +170,7 @@ impl InContext<'_> {
         preamble: &str,
         questions: &Questions,
         metrics: &[&'static Metric],
-    ) -> Result<(IndexMap<String, f64>, usize, Vec<String>), StudyError> {
+    ) -> Result<Answered, StudyError> {
         let words: Vec<&String> = self.options.answers.iter().flat_map(IndexMap::values).collect();
         let answers = words.iter().map(|words| self.tokenizer.encode(words, false)).collect::<Result<Vec<_>, _>>()?;
         let spare = answers.iter().map(Vec::len).max().unwrap_or(0);
@@ -205,7 +205,7 @@ impl InContext<'_> {
         preamble: &str,
         questions: &Questions,
         metrics: &[&'static Metric],
-    ) -> Result<(IndexMap<String, f64>, usize, Vec<String>), StudyError> {
+    ) -> Result<Answered, StudyError> {
         let spare = self.options.max_new_tokens;
         let prompts: Vec<Vec<u32>> =
             questions.texts.iter().map(|text| self.encode(preamble, text, spare)).collect::<Result<_, _>>()?;
@@ -254,6 +254,9 @@ impl InContext<'_> {
         outputs.into_iter().enumerate().take(count).map(sample).collect()
     }
 }
+
+/// Metrics, tokens read, and what was chosen or written.
+type Answered = (IndexMap<String, f64>, usize, Vec<String>);
 
 fn of_classes(
     choices: &[usize],

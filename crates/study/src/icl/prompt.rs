@@ -137,7 +137,8 @@ mod tests {
     }
 
     fn rows() -> Vec<Row> {
-        let row = |number: usize| json!({"text": format!("text {number}"), "label": usize::from(number % 5 == 0)});
+        let row =
+            |number: usize| json!({"text": format!("text {number}"), "label": usize::from(number.is_multiple_of(5))});
         (0..40).map(|number| row(number).as_object().unwrap().clone()).collect()
     }
 

@@ -203,6 +203,9 @@ fn join(workspace: &Workspace, rows: &KeyValuePages<'_>, options: &Attention) ->
     })
 }
 
+/// A way to attend: the output and what its backward pass needs of the scores.
+type Attend = fn(&Workspace, &Attention, &Matrix, &Segments, &[Sequence<'_>]) -> (Matrix, Matrix);
+
 /// The output for every sequence by the way that its number of queries asks for, whatever the others' numbers: those that
 /// are `few` by pages, many in bf16 through tiles, the rest plainly.
 fn attend_each(
@@ -219,8 +222,7 @@ fn attend_each(
         (0..segments.len()).map(|number| !is_few(number) && tiles[number]).collect::<Vec<bool>>(),
         (0..segments.len()).map(|number| !is_few(number) && !tiles[number]).collect(),
     ];
-    let attends: [fn(&Workspace, &Attention, &Matrix, &Segments, &[Sequence<'_>]) -> (Matrix, Matrix); 2] =
-        [tiled::attend, attend];
+    let attends: [Attend; 2] = [tiled::attend, attend];
     let mut output = None;
     for (chosen, attend) in ways.iter().zip(attends) {
         if !chosen.contains(&true) {
