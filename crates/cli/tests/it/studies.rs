@@ -116,7 +116,7 @@ fn a_broken_study_fails_before_its_first_run_with_all_its_problems() {
     scene.run(&["sweep", "study.yaml"]).fails(2, &["varies no keys"]);
     scene.run(&["icl", "study.yaml"]).fails(2, &["has no icl: section"]);
     scene.run(&["study", "lora-rnk"]).fails(2, &["did you mean 'lora-rank'?"]);
-    scene.run(&["report", "."]).fails(2, &["holds no study"]);
+    scene.run(&["report", "model"]).fails(2, &["holds no study"]);
 }
 
 #[test]
@@ -153,5 +153,7 @@ fn demonstrations_are_asked_in_every_way() {
     let measured = &result["outcome"]["measured"];
     assert_eq!(measured["orders"].as_array().unwrap().len(), 2);
     assert!(measured["prediction"]["tokens"].as_f64().unwrap() > 10.0);
-    scene.run(&["icl", "icl.yaml", "run.icl.template={txt}{answer}"]).fails(2, &["no column 'txt'"]);
+    scene
+        .run(&["icl", "icl.yaml", "output_dir=other", "run.icl.template={txt}{answer}"])
+        .fails(2, &["no column 'txt'"]);
 }
