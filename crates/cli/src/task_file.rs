@@ -57,7 +57,9 @@ impl TaskFile {
 
     /// The head of the model that the adapter is for.
     pub(crate) fn head(&self) -> anyhow::Result<HeadOptions> {
-        head(&self.task, self.task.label_names.clone())
+        let head = head(&self.task, self.task.label_names.clone())?;
+        // The adapter brings its own.
+        Ok(HeadOptions { ignore_mismatched_sizes: true, ..head })
     }
 
     /// Names of the labels.
@@ -86,7 +88,7 @@ pub(crate) fn head(options: &TaskOptions, labels: Option<Vec<String>>) -> anyhow
         task: Some(task),
         labels: labels.filter(|_| task.has_labels()),
         problem_type,
-        ignore_mismatched_sizes: true,
+        ignore_mismatched_sizes: options.ignore_mismatched_sizes,
         ..HeadOptions::default()
     })
 }

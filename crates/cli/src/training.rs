@@ -128,7 +128,7 @@ impl Training {
     /// Virtual tokens take positions, too.
     fn check_lengths(&self, built: &BuiltAdapter) -> anyhow::Result<()> {
         let info = self.base.model().info();
-        let (longest, own) = (self.train.lengths().into_iter().max().unwrap_or(0), built.adapter.virtual_tokens());
+        let (longest, own) = (self.train.longest_sequence(), built.adapter.virtual_tokens());
         if own == 0 || longest + own <= info.max_positions {
             return Ok(());
         }

@@ -11,6 +11,11 @@ pub trait TrainingSet: Sync {
     /// Tokens of each example.
     fn lengths(&self) -> Vec<usize>;
 
+    /// Tokens of the longest sequence that a stack of blocks sees at once.
+    fn longest_sequence(&self) -> usize {
+        self.lengths().into_iter().max().unwrap_or(0)
+    }
+
     /// Labelled values of all examples.
     fn labelled(&self) -> usize;
 

@@ -78,6 +78,19 @@ pub enum TrainError {
         path: PathBuf,
     },
 
+    /// Data whose records all have one label, so that there is nothing to tell apart.
+    #[error(
+        "{}: every record has the label '{name}', so that there is nothing to learn; if the others only do not occur, name \
+         them all in label_names",
+        path.display()
+    )]
+    OneLabel {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        name: String,
+    },
+
     /// An empty list of examples.
     #[error("there is no example to {purpose}")]
     NoExamples {

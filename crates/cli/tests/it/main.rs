@@ -8,4 +8,5 @@ mod commands;
 mod resume;
 mod scene;
 mod studies;
+mod task_errors;
 mod tasks;

@@ -15,6 +15,7 @@ validation_file: valid.jsonl
 learning_rate: 1e-2
 max_steps: 150
 per_device_train_batch_size: 8
+ignore_mismatched_sizes: true
 eval_steps: 150
 peft:
   peft_type: LORA

@@ -41,6 +41,9 @@ pub(super) fn of_rows(
     if names.iter().all(|name| name.parse::<u32>().is_ok()) {
         names.sort_by_key(|name| name.parse::<u32>().unwrap_or(u32::MAX));
     }
+    if let ([name], false) = (&names[..], problem == ProblemType::MultiLabelClassification) {
+        return Err(TrainError::OneLabel { path: rows.path.clone(), name: name.clone() });
+    }
     Ok(Some(names))
 }
 

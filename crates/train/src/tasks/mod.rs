@@ -234,6 +234,14 @@ impl TrainingSet for TaskDataset {
         self.examples.iter().map(|example| example.ids.len() + target(example)).collect()
     }
 
+    fn longest_sequence(&self) -> usize {
+        let both = self.examples.iter().map(|example| match &example.target {
+            Target::Text(labels) => example.ids.len().max(labels.len()),
+            _ => example.ids.len(),
+        });
+        both.max().unwrap_or(0)
+    }
+
     fn labelled(&self) -> usize {
         let labelled = |example: &TaskExample| match &example.target {
             Target::Unknown => 0,

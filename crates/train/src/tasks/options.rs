@@ -22,6 +22,9 @@ pub struct TaskOptions {
     /// `SEQ_CLS`: transformers' `problem_type`: `single_label_classification` (default), `multi_label_classification` (a
     /// list of labels, or their names with commas between) or `regression` (a number).
     pub problem_type: Option<String>,
+    /// Whether a head in the model's files that is of another size is left out for a new one. Default false: it is an
+    /// error.
+    pub ignore_mismatched_sizes: bool,
     /// `TOKEN_CLS`: the key with the list of words. Default `tokens`.
     pub tokens_column: String,
     /// `TOKEN_CLS`: the key with the tag of each word. Default `tags`.
@@ -46,6 +49,7 @@ impl Default for TaskOptions {
             label_column: "label".to_owned(),
             label_names: None,
             problem_type: None,
+            ignore_mismatched_sizes: false,
             tokens_column: "tokens".to_owned(),
             tags_column: "tags".to_owned(),
             doc_stride: 128,

@@ -1,6 +1,7 @@
 //! Examples whose target is of the whole sequence: classes, flags, numbers, or another text.
 
 use rayon::prelude::*;
+use serde_json::Value;
 use tunesmith_models::{ProblemType, Task};
 
 use crate::TrainError;
@@ -71,12 +72,7 @@ fn target(
     }
     if head.problem() == ProblemType::Regression {
         let column = &context.options.label_column;
-        let value = row.value(column)?;
-        let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
-        let number = number.filter(|number| number.is_finite());
-        return number
-            .map(|number| Target::Numbers(vec![number as f32]))
-            .ok_or_else(|| format!("`{column}` is {value}, must be a number"));
+        return numbers(column, row.value(column)?, head.labels.len()).map(Target::Numbers);
     }
     let names = labels::names_of(row, task, head.problem(), context.options)?;
     let places: Vec<usize> = names.iter().map(|name| labels::place_of(name, &head.labels)).collect::<Result<_, _>>()?;
@@ -88,4 +84,19 @@ fn target(
         }
         _ => Target::Class(places[0] as u32),
     })
+}
+
+/// The numbers in a column, one for each output: alone, or in a list.
+fn numbers(column: &str, value: &Value, outputs: usize) -> Result<Vec<f32>, String> {
+    let alone = std::slice::from_ref(value);
+    let values = value.as_array().map_or(alone, Vec::as_slice);
+    if values.len() != outputs {
+        return Err(format!("`{column}` has {} numbers, the model has {outputs} outputs", values.len()));
+    }
+    let number = |value: &Value| {
+        let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+        let number = number.map(|number| number as f32).filter(|number| number.is_finite());
+        number.ok_or_else(|| format!("`{column}` is {value}, must be a number"))
+    };
+    values.iter().map(number).collect()
 }
