@@ -40,8 +40,8 @@ pub(crate) trait EncoderDecoder: Send + Sync {
     /// The output embedding, of a language model.
     fn language_head(&self) -> Option<(SiteId, Base<'_>)>;
 
-    /// The token that the decoder begins with.
-    fn decoder_start(&self) -> u32;
+    /// The token that the decoder begins with; `None` where the encoder stands alone.
+    fn decoder_start(&self) -> Option<u32>;
 
     /// The encoder's outputs, virtual tokens included: the decoder sees those too.
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory;
@@ -68,11 +68,19 @@ impl<T: EncoderDecoder> Model for T {
     }
 
     fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
+        let Some(decoder_start) = self.decoder_start() else {
+            assert!(cache.is_none(), "an encoder sees whole sequences and needs no cache");
+            let hidden = self.encode(forward, inputs.ids).hidden;
+            return match self.head() {
+                Some(head) => head.pool(forward, hidden, inputs.ids),
+                None => forward.output(hidden),
+            };
+        };
         let shifted;
         let decoder = match inputs.decoder {
             Some(decoder) => decoder,
             None => {
-                shifted = ShiftedIds::new(inputs.ids, forward.segments(), self.decoder_start());
+                shifted = ShiftedIds::new(inputs.ids, forward.segments(), decoder_start);
                 shifted.inputs()
             }
         };

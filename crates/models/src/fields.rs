@@ -19,6 +19,11 @@ impl<'a> Fields<'a> {
         Self { json, problems: Vec::new() }
     }
 
+    /// The class of transformers that the files are of.
+    pub(crate) fn class(&self) -> Option<&'a str> {
+        self.json.get("architectures")?.get(0)?.as_str()
+    }
+
     pub(crate) fn value(&self, key: &str) -> Option<&'a Value> {
         self.json.get(key).filter(|value| !value.is_null())
     }

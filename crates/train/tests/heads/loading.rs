@@ -7,8 +7,8 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView, serialize_to_file};
 use serde_json::{Map, Value, json};
-use tunesmith_models::{HeadOptions, Model, Task, load_model, load_model_with};
-use tunesmith_tensor::{Precision, SiteId};
+use tunesmith_models::{HeadOptions, Model, ModelKind, Task, load_model, load_model_with};
+use tunesmith_tensor::{Precision, Role, SiteId};
 
 use crate::folder;
 
@@ -128,8 +128,8 @@ fn a_head_of_another_size_is_an_error_unless_it_may_be_replaced() {
 fn heads_that_an_architecture_lacks_are_named() {
     let text = refusal(&folder("bert-bare"), &HeadOptions::for_task(Task::CausalLm));
     assert!(text.contains("\"bert\" have no head for CAUSAL_LM") && text.contains("TOKEN_CLS"), "{text}");
-    let text = refusal(&folder("t5-classes"), &HeadOptions::for_task(Task::TokenCls));
-    assert!(text.contains("SEQ_2_SEQ_LM, SEQ_CLS, QUESTION_ANS"), "{text}");
+    let text = refusal(&folder("bart-classes"), &HeadOptions::for_task(Task::TokenCls));
+    assert!(text.contains("SEQ_2_SEQ_LM, SEQ_CLS, QUESTION_ANS, FEATURE_EXTRACTION"), "{text}");
     let copy = copied("bert-bare");
     set(copy.path(), "model_type", json!("deberta"));
     let text = refusal(copy.path(), &HeadOptions::default());
@@ -193,4 +193,19 @@ fn old_copies_of_the_shared_embedding_are_read_once() {
     let old = load_model(copy.path()).unwrap().model;
     let whole = load_model(&folder("bart-answers")).unwrap().model;
     assert_eq!(weight(&*old, "model.shared"), weight(&*whole, "model.shared"));
+}
+
+#[test]
+fn features_of_a_t5_are_those_of_its_encoder() {
+    let encoder = load_model(&folder("t5-encoder")).unwrap().model;
+    assert_eq!(encoder.info().kind, ModelKind::Encoder);
+    assert_eq!(load_model(&folder("t5-bare")).unwrap().model.info().blocks, 2);
+    for name in ["t5-bare", "t5-classes", "t5-answers"] {
+        let model = with(&folder(name), &HeadOptions::for_task(Task::FeatureExtraction)).unwrap();
+        assert_eq!(model.info().kind, ModelKind::Encoder, "{name}");
+        assert_eq!(model.config_json()["architectures"], json!(["T5EncoderModel"]), "{name}");
+        let names = |model: &dyn Model| model.tensors().into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+        assert!(names(&*model).iter().all(|name| name == "shared.weight" || name.starts_with("encoder.")), "{name}");
+        assert!(model.sites().iter().all(|site| site.role != Role::EncoderAttention), "{name}");
+    }
 }

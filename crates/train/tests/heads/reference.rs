@@ -96,8 +96,9 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
-const BARE: [&str; 2] = ["bert-bare", "distilbert-bare"];
-const WITH_LOSS: [&str; 20] = [
+const BARE: [&str; 8] =
+    ["bart-bare", "bert-bare", "distilbert-bare", "gemma3-bare", "gpt2-bare", "llama-bare", "t5-bare", "t5-encoder"];
+const WITH_LOSS: [&str; 28] = [
     "bart-answers",
     "bart-classes",
     "bert-answers",
@@ -107,16 +108,24 @@ const WITH_LOSS: [&str; 20] = [
     "distilbert-answers",
     "distilbert-classes",
     "distilbert-tokens",
+    "gemma3-classes",
     "gpt2-answers",
     "gpt2-classes",
     "gpt2-tokens",
     "llama-answers",
     "llama-classes",
     "llama-tokens",
+    "mistral-answers",
+    "mistral-classes",
+    "qwen2-answers",
+    "qwen2-classes",
+    "qwen3-answers",
+    "qwen3-tokens",
     "roberta-answers",
     "roberta-tokens",
     "t5-answers",
     "t5-classes",
+    "t5-tokens",
     "xlm-roberta-classes",
 ];
 

@@ -94,6 +94,12 @@ impl BartConfig {
         let problems = fields.problems;
         if problems.is_empty() { Ok(config) } else { Err(ModelError::Config { path: path.to_path_buf(), problems }) }
     }
+
+    /// The path of a part of the bare model.
+    pub(super) fn path(&self, part: &str) -> String {
+        let prefix = if self.head_info.task == Task::FeatureExtraction { "" } else { "model." };
+        format!("{prefix}{part}")
+    }
 }
 
 impl StackConfig {

@@ -35,8 +35,8 @@ impl EncoderDecoder for Bart {
         self.lm_head.map(|site| (site, Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }))
     }
 
-    fn decoder_start(&self) -> u32 {
-        self.config.decoder_start_token_id
+    fn decoder_start(&self) -> Option<u32> {
+        Some(self.config.decoder_start_token_id)
     }
 
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {

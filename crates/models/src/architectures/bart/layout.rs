@@ -22,8 +22,8 @@ impl Bart {
     pub(super) fn from_source(config: BartConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
         let mut layout = Layout::default();
         let hidden = config.d_model;
-        let input = layout.input("model.encoder".to_owned(), Role::Input, hidden);
-        let shared = layout.embedding("model.shared".to_owned(), Role::TokenEmbedding, config.vocab_size, hidden);
+        let input = layout.input(config.path("encoder"), Role::Input, hidden);
+        let shared = layout.embedding(config.path("shared"), Role::TokenEmbedding, config.vocab_size, hidden);
         let encoder = stack(&config, &mut layout, "encoder", config.encoder);
         let decoder = stack(&config, &mut layout, "decoder", config.decoder);
         let lm_head = (config.head_info.task == Task::Seq2SeqLm).then(|| {
@@ -61,7 +61,7 @@ impl Bart {
 /// The sites of one stack, in the order in which the forward pass meets them.
 fn stack(config: &BartConfig, layout: &mut Layout, name: &str, sizes: StackConfig) -> Stack {
     let hidden = config.d_model;
-    let path = |part: &str| format!("model.{name}.{part}");
+    let path = |part: &str| config.path(&format!("{name}.{part}"));
     let rows = config.max_position_embeddings + FIRST_POSITION;
     let embed_positions = layout.embedding(path("embed_positions"), Role::PositionEmbedding, rows, hidden);
     let layernorm_embedding = layout.layer_norm(path("layernorm_embedding"), Role::EmbeddingNorm, None, hidden);
@@ -105,12 +105,12 @@ fn rename(config: &BartConfig, name: &str) -> Option<String> {
     let bare = name.strip_prefix("model.").unwrap_or(name);
     match bare {
         "shared.weight" | "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" => {
-            Some("model.shared.weight".to_owned())
+            Some(config.path("shared.weight"))
         }
         "lm_head.weight" | FINAL_LOGITS_BIAS => (config.head_info.task == Task::Seq2SeqLm).then(|| bare.to_owned()),
         // What a checkpoint of 2019 wrote for its own bookkeeping.
         "encoder.version" | "decoder.version" => None,
-        _ if bare.starts_with("encoder.") || bare.starts_with("decoder.") => Some(format!("model.{bare}")),
+        _ if bare.starts_with("encoder.") || bare.starts_with("decoder.") => Some(config.path(bare)),
         _ => config.head.as_ref().filter(|head| head.has_tensor(bare)).map(|_| bare.to_owned()),
     }
 }

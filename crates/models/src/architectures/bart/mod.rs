@@ -19,7 +19,7 @@ use crate::weights::WeightSource;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     model_types: &["bart"],
-    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns],
+    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns, Task::FeatureExtraction],
     configure: |json, path, options| Ok(Box::new(BartConfig::from_json(&json, path, options)?)),
 };
 

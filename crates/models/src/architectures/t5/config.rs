@@ -32,6 +32,10 @@ pub(super) struct T5Config {
     /// Whether the decoder's outputs are divided by `√d_model` before the output embedding.
     pub(super) scale_decoder_outputs: bool,
     pub(super) decoder_start_token_id: u32,
+    /// Whether the encoder stands alone.
+    pub(super) is_encoder_only: bool,
+    /// Standard deviation of a new head's weights.
+    pub(super) head_deviation: f32,
     pub(super) head: Option<HeadPlan>,
     pub(super) head_info: HeadInfo,
     pub(super) head_options: HeadOptions,
@@ -75,16 +79,30 @@ impl T5Config {
         let (head, head_info, mut json) =
             plan_head(&mut fields, options, class, Task::Seq2SeqLm, &|task, fields| head(task, fields, dropout));
         json.insert("scale_decoder_outputs".to_owned(), Value::Bool(scale_decoder_outputs));
+        let is_encoder_only = match head_info.task {
+            Task::TokenCls => true,
+            // What transformers calls T5Model has both stacks; features are the encoder's unless that is what is there.
+            Task::FeatureExtraction => options.task.is_some() || fields.class() != Some(&format!("{class}Model")),
+            _ => false,
+        };
+        if is_encoder_only && head_info.task == Task::FeatureExtraction {
+            json.insert("architectures".to_owned(), Value::from(vec![format!("{class}EncoderModel")]));
+        }
+        let d_model = fields.size("d_model", 512);
+        let factor = fields.positive("initializer_factor", 1.0) as f32;
+        let by_width = if head_info.task == Task::TokenCls { 1.0 } else { (d_model as f32).sqrt().recip() };
         let config = Self {
             vocab_size: fields.size("vocab_size", if is_multilingual { 250_112 } else { 32_128 }),
-            d_model: fields.size("d_model", 512),
             d_kv: fields.size("d_kv", 64),
             d_ff: fields.size("d_ff", if is_multilingual { 1024 } else { 2048 }),
             num_heads: fields.size("num_heads", if is_multilingual { 6 } else { 8 }),
             dropout: fields.fraction("dropout_rate", 0.1),
             norm_epsilon: fields.positive("layer_norm_epsilon", 1e-6) as f32,
             decoder_start_token_id: fields.token_id("decoder_start_token_id", pad_token_id),
+            is_encoder_only,
+            head_deviation: factor * by_width,
             model_type,
+            d_model,
             num_layers,
             num_decoder_layers,
             buckets,
@@ -103,7 +121,7 @@ impl T5Config {
 
     /// The path of a part of the bare model.
     pub(super) fn path(&self, part: &str) -> String {
-        let prefix = if self.head_info.task == Task::SeqCls { "transformer." } else { "" };
+        let prefix = if self.head_info.task.has_labels() { "transformer." } else { "" };
         format!("{prefix}{part}")
     }
 }
@@ -137,6 +155,7 @@ fn head(task: Task, fields: &mut Fields<'_>, dropout: f32) -> Option<HeadPlan> {
             dropout,
             ..HeadPlan::of_tokens("classification_head.out_proj", dropout)
         }),
+        Task::TokenCls => Some(HeadPlan::of_tokens("classifier", dropout)),
         Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
         _ => None,
     }

@@ -32,8 +32,8 @@ impl EncoderDecoder for T5 {
         self.lm_head.map(|site| (site, self.table.base(site)))
     }
 
-    fn decoder_start(&self) -> u32 {
-        self.config.decoder_start_token_id
+    fn decoder_start(&self) -> Option<u32> {
+        self.decoder.as_ref().map(|_| self.config.decoder_start_token_id)
     }
 
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
@@ -66,7 +66,7 @@ impl EncoderDecoder for T5 {
     }
 
     fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
-        let cross = self.decoder.blocks.iter().filter_map(|block| block.cross_attention.as_ref());
+        let cross = self.decoder().blocks.iter().filter_map(|block| block.cross_attention.as_ref());
         for (number, attending) in cross.enumerate() {
             let [keys, values] = self.memory_projections(forward, attending, memory);
             cache.push_cross(number, &memory.segments, keys.value(), values.value());
@@ -85,12 +85,12 @@ impl EncoderDecoder for T5 {
         let ranges = forward.segments().ranges();
         let lengths = ranges.zip(past.iter().zip(&offsets)).map(|(range, (past, offset))| range.len() + past + offset);
         let longest = lengths.max().unwrap_or(0);
-        let bias = self.bias(forward, &self.decoder, longest, false);
+        let bias = self.bias(forward, self.decoder(), longest, false);
         let (own, cross) = (self.attention(true), self.attention(false));
         let embedded = self.table.embedding(forward, self.shared, ids);
         let mut x = forward.tape().dropout(&embedded, self.config.dropout);
         drop(embedded);
-        for (number, block) in self.decoder.blocks.iter().enumerate() {
+        for (number, block) in self.decoder().blocks.iter().enumerate() {
             let inputs = [Some(&x), Some(&bias.values), memory.map(|memory| &memory.hidden)];
             let inputs: Vec<&Var> = inputs.into_iter().flatten().collect();
             x = forward.block(&inputs, |forward, inputs| {
@@ -127,7 +127,7 @@ impl EncoderDecoder for T5 {
                 self.feed_forward(forward, &block.feed_forward, x)
             });
         }
-        let hidden = self.norm(forward, self.decoder.final_layer_norm, &x);
+        let hidden = self.norm(forward, self.decoder().final_layer_norm, &x);
         let hidden = forward.tape().dropout(&hidden, self.config.dropout);
         let is_scaled = self.config.scale_decoder_outputs && self.lm_head.is_some();
         if is_scaled { forward.tape().scale(hidden, (self.config.d_model as f32).sqrt().recip()) } else { hidden }
@@ -135,6 +135,10 @@ impl EncoderDecoder for T5 {
 }
 
 impl T5 {
+    fn decoder(&self) -> &Stack {
+        self.decoder.as_ref().expect("an encoder that stands alone is never asked to decode")
+    }
+
     fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: Var, attended: &Var) -> Var {
         let output = self.table.linear(forward, attending.o, attended);
         let output = forward.tape().dropout(&output, self.config.dropout);

@@ -24,7 +24,8 @@ impl T5 {
         let input = layout.input(config.path("encoder"), Role::Input, hidden);
         let shared = layout.embedding(config.path("shared"), Role::TokenEmbedding, config.vocab_size, hidden);
         let encoder = stack(&config, &mut layout, "encoder", config.num_layers);
-        let decoder = stack(&config, &mut layout, "decoder", config.num_decoder_layers);
+        let decoder =
+            (!config.is_encoder_only).then(|| stack(&config, &mut layout, "decoder", config.num_decoder_layers));
         let lm_head = (config.head_info.task == Task::Seq2SeqLm).then(|| {
             let path = "lm_head".to_owned();
             let site = layout.linear_without_bias(path, Role::OutputEmbedding, None, config.vocab_size, hidden);
@@ -32,17 +33,21 @@ impl T5 {
             site
         });
         let head = config.head.as_ref().map(|plan| Head::lay_out(plan, hidden, &mut layout));
-        let new = NewHeads::of(&config.head_options, (hidden as f32).sqrt().recip());
+        let new = NewHeads::of(&config.head_options, config.head_deviation);
         let table = layout.read(&mut Renamed::new(source, |name| rename(&config, name)), &new)?;
         let info = ModelInfo {
             model_type: config.model_type.clone(),
-            kind: ModelKind::EncoderDecoder {
-                encoder_blocks: config.num_layers,
-                decoder_start_token_id: config.decoder_start_token_id,
+            kind: if config.is_encoder_only {
+                ModelKind::Encoder
+            } else {
+                ModelKind::EncoderDecoder {
+                    encoder_blocks: config.num_layers,
+                    decoder_start_token_id: config.decoder_start_token_id,
+                }
             },
             vocab_size: config.vocab_size,
             hidden_size: hidden,
-            blocks: config.num_decoder_layers,
+            blocks: if config.is_encoder_only { config.num_layers } else { config.num_decoder_layers },
             heads: config.num_heads,
             kv_heads: config.num_heads,
             head_dim: config.d_kv,
@@ -65,7 +70,8 @@ fn stack(config: &T5Config, layout: &mut Layout, name: &str, blocks: usize) -> S
         heads,
     );
     let is_decoder = name == "decoder";
-    let own = if is_decoder { Role::SelfAttention } else { Role::EncoderAttention };
+    let is_first_of_two = !is_decoder && !config.is_encoder_only;
+    let own = if is_first_of_two { Role::EncoderAttention } else { Role::SelfAttention };
     let blocks = (0..blocks)
         .map(|block| {
             let layer = |number: usize| path(&format!("block.{block}.layer.{number}"));
@@ -119,14 +125,15 @@ fn feed_forward(config: &T5Config, layout: &mut Layout, layer: &str, block: usiz
 }
 
 /// The name that this model has for a tensor of a checkpoint; `None` for those that are not needed: copies of the shared
-/// embedding, other heads, and a table that old checkpoints have in the attention to the encoder.
+/// embedding, other heads, a decoder where the encoder stands alone, and a table that old checkpoints have in the attention to the encoder.
 fn rename(config: &T5Config, name: &str) -> Option<String> {
     let bare = name.strip_prefix("transformer.").unwrap_or(name);
     let is_embedding = bare == "encoder.embed_tokens.weight" || bare == "decoder.embed_tokens.weight";
     if bare == "shared.weight" || is_embedding {
         return Some(config.path("shared.weight"));
     }
-    if bare.ends_with("EncDecAttention.relative_attention_bias.weight") {
+    let is_unused = config.is_encoder_only && bare.starts_with("decoder.");
+    if is_unused || bare.ends_with("EncDecAttention.relative_attention_bias.weight") {
         return None;
     }
     if bare.starts_with("encoder.") || bare.starts_with("decoder.") {

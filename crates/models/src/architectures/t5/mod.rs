@@ -1,5 +1,5 @@
 //! T5 (Raffel et al. 2020) and T5 v1.1 and Flan-T5 (Chung et al. 2022): pre-norm blocks with biases on attention's scores
-//! by distance, in an encoder and a decoder.
+//! by distance, in an encoder and a decoder. Tokens are classified, and features taken, by the encoder alone.
 
 mod buckets;
 mod config;
@@ -21,7 +21,7 @@ use crate::weights::WeightSource;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     model_types: &["t5", "mt5"],
-    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::QuestionAns],
+    tasks: &[Task::Seq2SeqLm, Task::SeqCls, Task::TokenCls, Task::QuestionAns, Task::FeatureExtraction],
     configure: |json, path, options| Ok(Box::new(T5Config::from_json(&json, path, options)?)),
 };
 
@@ -41,7 +41,8 @@ struct T5 {
     input: SiteId,
     shared: SiteId,
     encoder: Stack,
-    decoder: Stack,
+    /// Classifiers of tokens and features have none.
+    decoder: Option<Stack>,
     /// The output embedding of a language model.
     lm_head: Option<SiteId>,
     head: Option<Head>,
