@@ -16,7 +16,6 @@ mod fixtures;
 mod generate;
 mod generation_defaults;
 mod gguf;
-mod gguf_tokenizer;
 mod head;
 mod json;
 mod load;

@@ -6,19 +6,17 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Precision;
 
-use crate::architectures::llama::Llama;
 use crate::architectures::{Configured, configure};
 use crate::bitsandbytes::{self, FourBitCheckpoint};
 use crate::error::ModelError;
 use crate::generation_defaults::GenerationDefaults;
-use crate::gguf::Gguf;
-use crate::gguf_tokenizer;
+use crate::gguf::{Gguf, tokenizer as gguf_tokenizer};
 use crate::json;
 use crate::model::Model;
 use crate::number_format::NumberFormat;
 use crate::quantization::{Kept, QuantizationOptions};
 use crate::safetensors::Safetensors;
-use crate::task::{HeadOptions, Task};
+use crate::task::HeadOptions;
 use crate::tokenizer::TextTokenizer;
 
 const CONFIG: &str = "config.json";
@@ -74,7 +72,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError
     let tokenizer = match (&options.tokenizer, &opened) {
         (Some(tokenizer), _) => TextTokenizer::open(tokenizer)?,
         (None, Opened::Folder { folder, .. }) => TextTokenizer::open(folder)?,
-        (None, Opened::Gguf(gguf)) => gguf_tokenizer::from_gguf(gguf)?,
+        (None, Opened::Gguf { gguf, .. }) => gguf_tokenizer::from_gguf(gguf)?,
     };
     let tokenizer = match &options.chat_template {
         Some(template) => tokenizer.with_chat_template(template)?,
@@ -126,7 +124,7 @@ pub fn load_model_quantized(
 /// A model whose small files have been read.
 enum Opened {
     Folder { folder: PathBuf, json: Map<String, Value>, config: Box<dyn Configured> },
-    Gguf(Box<Gguf>),
+    Gguf { gguf: Box<Gguf>, config: Box<dyn Configured> },
 }
 
 impl Opened {
@@ -135,15 +133,9 @@ impl Opened {
             |reason: &str| Err(ModelError::NotAModel { path: path.to_path_buf(), reason: reason.to_owned() });
         if path.is_file() {
             if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-                return match head.task {
-                    None | Some(Task::CausalLm) => Ok(Self::Gguf(Box::new(Gguf::open(path)?))),
-                    Some(task) => Err(ModelError::NoSuchHead {
-                        path: path.to_path_buf(),
-                        model_type: "gguf".to_owned(),
-                        task,
-                        known: vec![Task::CausalLm],
-                    }),
-                };
+                let gguf = Box::new(Gguf::open(path)?);
+                let config = configure(gguf.config().json.clone(), path, head)?;
+                return Ok(Self::Gguf { gguf, config });
             }
             return not_a_model("it is a file of another kind");
         }
@@ -169,11 +161,10 @@ impl Opened {
                 let model = config.read(&mut Kept::new(&mut source, precision, options, false))?;
                 Ok(LoadedModel { model, generation, format })
             }
-            Self::Gguf(mut gguf) => {
+            Self::Gguf { mut gguf, config } => {
                 let generation = GenerationDefaults::from_gguf(&gguf)?;
-                let config = gguf.config().clone();
-                let model = Llama::from_source(config, &mut Kept::new(&mut *gguf, precision, options, true))?;
-                Ok(LoadedModel { model: Arc::new(model), generation, format: NumberFormat::F32 })
+                let model = config.read(&mut Kept::new(&mut *gguf, precision, options, true))?;
+                Ok(LoadedModel { model, generation, format: NumberFormat::F32 })
             }
         }
     }

@@ -334,8 +334,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::GgufFile;
-    use crate::gguf::Gguf;
-    use crate::gguf_tokenizer;
+    use crate::gguf::{Gguf, tokenizer as gguf_tokenizer};
 
     const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<pad>{{ m.role }}\n\n{{ m.content + eos_token }}\n\n\
                             {% endfor %}{% if add_generation_prompt %}<pad>assistant\n\n{% endif %}";

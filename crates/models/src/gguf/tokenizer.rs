@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use super::{Fields, Gguf};
 use crate::error::ModelError;
-use crate::gguf::{Fields, Gguf};
 use crate::tokenizer::TextTokenizer;
 
 /// `tokenizer.ggml.token_type` of tokens that only the template or the program writes.

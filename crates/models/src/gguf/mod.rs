@@ -1,8 +1,15 @@
-//! Models of the `llama` architecture in GGUF files: their metadata as a Hugging Face configuration, their tensors under
-//! Hugging Face's names and in its layout, dequantised to float32.
+//! Models of the Llama family in GGUF files: their metadata as a Hugging Face configuration, their tensors under Hugging
+//! Face's names and in its layout, dequantised to float32 or kept as they are.
 //!
 //! `candle-core` reads the container and dequantises the blocks. The format:
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+mod config;
+mod metadata;
+mod names;
+pub(crate) mod tokenizer;
+
+pub(crate) use metadata::Fields;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,15 +19,16 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value as Metadata};
-use serde_json::{Map, Value, json};
+use candle_core::quantized::gguf_file::Content;
+use serde_json::json;
 use tunesmith_tensor::{FrozenWeight, GgmlFormat, GgmlWeight, MappedFile};
 
 use crate::architectures::llama::{LlamaConfig, Rope, RopeScaling};
 use crate::error::ModelError;
 use crate::weights::{StoredTensor, WeightSource};
+use config::config_json;
+use names::{FAMILIES, Family};
 
-const ARCHITECTURE: &str = "llama";
 const FORMATS: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 /// Llama 3's frequency divisors, one a rotary pair.
 const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
@@ -32,6 +40,7 @@ pub struct Gguf {
     stored: BTreeMap<String, StoredTensor>,
     /// Hugging Face names to GGUF names.
     names: BTreeMap<String, String>,
+    family: &'static Family,
     config: LlamaConfig,
     /// The file, once blocks are kept as they lie in it.
     mapped: Option<MappedFile>,
@@ -53,18 +62,22 @@ impl Gguf {
             })?;
         let metadata = Fields { path, metadata: &content.metadata };
         let architecture = metadata.text("general.architecture")?.unwrap_or_default();
-        if architecture != ARCHITECTURE {
+        let Some(family) = FAMILIES.iter().find(|family| family.name == architecture) else {
+            let mut known: Vec<String> = FAMILIES.iter().map(|family| family.name.to_owned()).collect();
+            if let Some(last) = known.last_mut() {
+                last.push_str(" (in GGUF files; other architectures from Hugging Face folders)");
+            }
             return Err(ModelError::UnknownModelType {
                 path: path.to_path_buf(),
                 found: architecture.to_owned(),
-                known: vec![format!("{ARCHITECTURE} (in GGUF files; other architectures from Hugging Face folders)")],
+                known,
             });
-        }
+        };
         let mut stored = BTreeMap::new();
         let mut names = BTreeMap::new();
         let tensors: BTreeMap<_, _> = content.tensor_infos.iter().collect();
         for (gguf_name, info) in tensors.into_iter().filter(|(name, _)| *name != ROPE_FREQUENCIES) {
-            let name = hugging_face_name(gguf_name).unwrap_or_else(|| gguf_name.clone());
+            let name = family.hugging_face_name(gguf_name).unwrap_or_else(|| gguf_name.clone());
             // Formats of intermediate products, which files do not hold and the reader does not read.
             let unsupported =
                 matches!(info.ggml_dtype, GgmlDType::Q8_1 | GgmlDType::Q8K).then(|| format!("{:?}", info.ggml_dtype));
@@ -72,13 +85,14 @@ impl Gguf {
             stored.insert(name.clone(), StoredTensor { shape, file: path.to_path_buf(), unsupported });
             names.insert(name, gguf_name.clone());
         }
-        let json = config_json(&metadata, &stored)?;
+        let json = config_json(&metadata, family, &stored)?;
         let mut this = Self {
             path: path.to_path_buf(),
             config: LlamaConfig::from_json(json, path)?,
             content,
             stored,
             names,
+            family,
             mapped: None,
         };
         if let Some(frequencies) = this.content.tensor_infos.get(ROPE_FREQUENCIES) {
@@ -137,7 +151,9 @@ impl Gguf {
 
     /// The heads of a query or key projection, whose rows are in another order than Hugging Face's.
     fn interleaved_heads(&self, name: &str) -> Option<usize> {
-        if name.contains(".self_attn.q_proj.") {
+        if !self.family.is_interleaved {
+            None
+        } else if name.contains(".self_attn.q_proj.") {
             Some(self.config.num_attention_heads)
         } else if name.contains(".self_attn.k_proj.") {
             Some(self.config.num_key_value_heads)
@@ -225,7 +241,10 @@ impl WeightSource for Gguf {
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
         let gguf_name = self.names.get(name).ok_or_else(|| damaged(&self.path, format!("it has no tensor {name}")))?;
-        let values = self.dequantised(gguf_name)?;
+        let mut values = self.dequantised(gguf_name)?;
+        if self.family.has_whole_norms && name.ends_with("norm.weight") {
+            values.iter_mut().for_each(|value| *value -= 1.0);
+        }
         match self.interleaved_heads(name) {
             Some(heads) => Ok(unpermuted(&values, heads, heads * self.config.head_dim)),
             None => Ok(values),
@@ -250,204 +269,6 @@ fn unpermuted<T: Copy>(values: &[T], heads: usize, rows: usize) -> Vec<T> {
     out
 }
 
-/// The Hugging Face name of a tensor; `None` for one that a Llama does not have.
-fn hugging_face_name(gguf_name: &str) -> Option<String> {
-    match gguf_name {
-        "token_embd.weight" => return Some("model.embed_tokens.weight".to_owned()),
-        "output_norm.weight" => return Some("model.norm.weight".to_owned()),
-        "output.weight" => return Some("lm_head.weight".to_owned()),
-        _ => {}
-    }
-    let (block, rest) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
-    if !block.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let (module, kind) = rest.rsplit_once('.').unwrap_or((rest, ""));
-    let module = match module {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        // Frequencies that old files stored and nothing reads.
-        "attn_rot_embd" => return Some(format!("model.layers.{block}.self_attn.rotary_emb.inv_freq")),
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
-    Some(format!("model.layers.{block}.{module}.{kind}"))
-}
-
-/// The metadata as Hugging Face's `config.json`.
-fn config_json(
-    metadata: &Fields<'_>,
-    stored: &BTreeMap<String, StoredTensor>,
-) -> Result<Map<String, Value>, ModelError> {
-    let mut problems = Vec::new();
-    let mut required = |key: &str| {
-        let value = metadata.unsigned(&format!("{ARCHITECTURE}.{key}"));
-        value.unwrap_or_else(|error| {
-            problems.push(error.to_string());
-            None
-        })
-    };
-    let (blocks, context) = (required("block_count"), required("context_length"));
-    let (hidden, inner) = (required("embedding_length"), required("feed_forward_length"));
-    let heads = required("attention.head_count");
-    let kv_heads = required("attention.head_count_kv").or(heads);
-    let (rotary, key_length) = (required("rope.dimension_count"), required("attention.key_length"));
-    let experts = required("expert_count").unwrap_or(0);
-    let head_dim = key_length.or_else(|| hidden?.checked_div(heads?));
-    let missing = [
-        ("block_count", blocks),
-        ("context_length", context),
-        ("embedding_length", hidden),
-        ("feed_forward_length", inner),
-        ("attention.head_count", heads),
-    ];
-    problems.extend(
-        missing.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| format!("{ARCHITECTURE}.{key} is missing")),
-    );
-    if experts > 0 {
-        problems.push(format!("it is a mixture of {experts} experts, which is not supported"));
-    }
-    if rotary.is_some_and(|rotary| head_dim.is_some_and(|head_dim| head_dim != rotary)) {
-        problems.push("it rotates only a part of each head, which is not supported".to_owned());
-    }
-    if !problems.is_empty() {
-        return Err(ModelError::Config { path: metadata.path.to_path_buf(), problems });
-    }
-    let number = |key: &str| metadata.number(&format!("{ARCHITECTURE}.{key}"));
-    let vocabulary = stored.get("model.embed_tokens.weight").and_then(|tensor| tensor.shape.first().copied());
-    let window = metadata.unsigned(&format!("{ARCHITECTURE}.attention.sliding_window"))?.filter(|window| *window > 0);
-    let rope_scaling = match metadata.text(&format!("{ARCHITECTURE}.rope.scaling.type"))? {
-        None | Some("none") => Value::Null,
-        Some(kind) => json!({"rope_type": kind, "factor": number("rope.scaling.factor")?}),
-    };
-    let has = |name: &str| stored.contains_key(name);
-    let (model_type, class) =
-        if window.is_some() { ("mistral", "MistralForCausalLM") } else { ("llama", "LlamaForCausalLM") };
-    let token = |key: &str| metadata.unsigned(&format!("tokenizer.ggml.{key}_token_id"));
-    let config = json!({
-        "architectures": [class],
-        "attention_bias": has("model.layers.0.self_attn.q_proj.bias"),
-        "attention_dropout": 0.0,
-        "bos_token_id": token("bos")?,
-        "eos_token_id": token("eos")?,
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "initializer_range": 0.02,
-        "intermediate_size": inner,
-        "max_position_embeddings": context,
-        "mlp_bias": has("model.layers.0.mlp.gate_proj.bias"),
-        "model_type": model_type,
-        "num_attention_heads": heads,
-        "num_hidden_layers": blocks,
-        "num_key_value_heads": kv_heads,
-        "pad_token_id": token("padding")?,
-        "rms_norm_eps": number("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
-        "rope_scaling": rope_scaling,
-        "rope_theta": number("rope.freq_base")?.unwrap_or(10_000.0),
-        "sliding_window": window,
-        "tie_word_embeddings": !has("lm_head.weight"),
-        "torch_dtype": "float32",
-        "use_cache": true,
-        "vocab_size": vocabulary,
-    });
-    let Value::Object(mut config) = config else { unreachable!("the literal above is an object") };
-    config.retain(|_, value| !value.is_null());
-    Ok(config)
-}
-
-/// Typed reading of metadata. A missing key is `None`; a value of another type is an error.
-pub(crate) struct Fields<'a> {
-    path: &'a Path,
-    metadata: &'a std::collections::HashMap<String, Metadata>,
-}
-
-impl<'a> Fields<'a> {
-    fn wrong(&self, key: &str, expected: &str) -> ModelError {
-        damaged(self.path, format!("its metadata value {key} is not {expected}"))
-    }
-
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Metadata::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.wrong(key, "a text")),
-        }
-    }
-
-    pub(crate) fn unsigned(&self, key: &str) -> Result<Option<u64>, ModelError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(value) => integer(value).and_then(|value| u64::try_from(value).ok()).map(Some).ok_or_else(|| {
-                self.wrong(key, "one positive whole number (values that differ by block are not supported)")
-            }),
-        }
-    }
-
-    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Metadata::F32(number)) => Ok(Some(f64::from(*number))),
-            Some(Metadata::F64(number)) => Ok(Some(*number)),
-            Some(value) => integer(value).map(|number| Some(number as f64)).ok_or_else(|| self.wrong(key, "a number")),
-        }
-    }
-
-    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Metadata::Bool(flag)) => Ok(Some(*flag)),
-            Some(_) => Err(self.wrong(key, "true or false")),
-        }
-    }
-
-    pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, ModelError> {
-        self.array(key, "a list of texts", |value| match value {
-            Metadata::String(text) => Some(text.as_str()),
-            _ => None,
-        })
-    }
-
-    pub(crate) fn integers(&self, key: &str) -> Result<Option<Vec<i64>>, ModelError> {
-        self.array(key, "a list of whole numbers", integer)
-    }
-
-    fn array<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&'a Metadata) -> Option<T>,
-    ) -> Result<Option<Vec<T>>, ModelError> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let Metadata::Array(values) = value else { return Err(self.wrong(key, expected)) };
-        values.iter().map(read).collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong(key, expected))
-    }
-
-    pub(crate) fn path(&self) -> &'a Path {
-        self.path
-    }
-}
-
-fn integer(value: &Metadata) -> Option<i64> {
-    match value {
-        Metadata::U8(value) => Some((*value).into()),
-        Metadata::I8(value) => Some((*value).into()),
-        Metadata::U16(value) => Some((*value).into()),
-        Metadata::I16(value) => Some((*value).into()),
-        Metadata::U32(value) => Some((*value).into()),
-        Metadata::I32(value) => Some((*value).into()),
-        Metadata::U64(value) => i64::try_from(*value).ok(),
-        Metadata::I64(value) => Some(*value),
-        _ => None,
-    }
-}
-
 fn damaged(path: &Path, reason: impl Into<String>) -> ModelError {
     ModelError::Damaged { path: path.to_path_buf(), reason: reason.into() }
 }
@@ -456,10 +277,14 @@ fn damaged(path: &Path, reason: impl Into<String>) -> ModelError {
 mod tests {
     use std::fs;
 
+    use candle_core::quantized::gguf_file::Value as Metadata;
+    use tunesmith_tensor::{Forward, Precision, Segments, Tape, Workspace};
+
     use super::*;
     use crate::architectures::llama::Llama;
     use crate::error::TensorProblem;
     use crate::fixtures::{self, GgufFile};
+    use crate::{HeadOptions, Inputs, QuantizationOptions, Task};
 
     fn load(file: &GgufFile) -> Result<Llama, ModelError> {
         let mut gguf = Gguf::open(&file.path)?;
@@ -483,6 +308,93 @@ mod tests {
         }
         assert_eq!(found.config.rope, expected.config.rope);
         assert_eq!(found.config.rms_norm_eps as f32, expected.config.rms_norm_eps as f32);
+    }
+
+    /// Files that the Python package gguf wrote, with the tensor names it knows and transformers' logits of their weights.
+    #[test]
+    fn other_architectures_compute_what_transformers_computes() {
+        for (name, model_type, sites) in [("qwen2", "qwen2", 28), ("qwen3", "qwen3", 32), ("gemma3", "gemma3_text", 52)]
+        {
+            let file = fixtures::path(&format!("gguf/{name}.gguf"));
+            // As it lies in the file.
+            let options = QuantizationOptions { dequantize: Some(false), ..QuantizationOptions::default() };
+            let loaded = crate::load_model_quantized(&file, Precision::Float32, &options);
+            let model = loaded.unwrap_or_else(|error| panic!("{name}: {error}")).model;
+            assert_eq!((&model.info().model_type[..], model.sites().len()), (model_type, sites));
+            let reference = fs::read(file.with_extension("safetensors")).unwrap();
+            let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
+            let ids = reference.tensor("input_ids").unwrap();
+            let ids: Vec<u32> =
+                ids.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes) as u32).collect();
+            let mut tape = Tape::evaluating(&Workspace::new());
+            let mut forward = Forward::new(&mut tape, Segments::from_lengths([ids.len()]), None);
+            let hidden = model.hidden_states(&mut forward, &Inputs::tokens(&ids), None);
+            let rows = forward.segments().clone();
+            let found = model.logits(&mut forward, &hidden, &rows).value().to_vec();
+            let expected = reference.tensor("logits").unwrap();
+            let expected: Vec<f32> =
+                expected.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            assert_eq!(found.len(), expected.len());
+            for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!((found - expected).abs() <= 1e-4 * largest, "{name}[{place}]: {found} is not {expected}");
+            }
+            let kept =
+                model.tensors().into_iter().filter(|(_, weight, _)| weight.bytes() < 4 * weight.rows() * weight.cols());
+            assert_eq!(kept.count(), if name == "gemma3" { 6 } else { 4 }, "{name}");
+            // The configuration is one that a folder may have.
+            let json = model.config_json().clone();
+            assert_eq!(&LlamaConfig::from_json(json.clone(), &file).unwrap().json, &json);
+        }
+    }
+
+    #[test]
+    fn a_file_may_have_any_head() {
+        let labels = Some(vec!["no".to_owned(), "yes".to_owned(), "perhaps".to_owned()]);
+        let options = HeadOptions { labels, ..HeadOptions::for_task(Task::SeqCls) };
+        for name in ["qwen3", "gemma3"] {
+            let file = fixtures::path(&format!("gguf/{name}.gguf"));
+            let model = crate::load_model_with(&file, Precision::Float32, &options).unwrap().model;
+            assert_eq!((&model.info().head.new_modules[..], model.info().vocab_size), (&["score".to_owned()][..], 96));
+            let whole = crate::load_model(&file).unwrap().model;
+            assert_eq!(model.sites().len(), whole.sites().len());
+        }
+        let text = crate::load_model_with(
+            &fixtures::path("gguf/qwen3.gguf"),
+            Precision::Float32,
+            &HeadOptions::for_task(Task::Seq2SeqLm),
+        );
+        let text = text.map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("models of type \"qwen3\" have no head for SEQ_2_SEQ_LM"), "{text}");
+    }
+
+    #[test]
+    fn windows_of_gemma_are_read_in_every_way_that_files_have() {
+        let types = |pattern: Option<Metadata>| {
+            let metadata: std::collections::HashMap<String, Metadata> = pattern
+                .map(|pattern| ("gemma3.attention.sliding_window_pattern".to_owned(), pattern))
+                .into_iter()
+                .chain(
+                    [
+                        ("block_count", 7),
+                        ("context_length", 64),
+                        ("embedding_length", 32),
+                        ("feed_forward_length", 48),
+                        ("attention.head_count", 4),
+                        ("attention.sliding_window", 5),
+                    ]
+                    .map(|(key, value)| (format!("gemma3.{key}"), Metadata::U32(value))),
+                )
+                .collect();
+            let fields = Fields { path: Path::new("model.gguf"), metadata: &metadata };
+            let json = config_json(&fields, &FAMILIES[3], &BTreeMap::new()).unwrap();
+            LlamaConfig::from_json(json, Path::new("model.gguf")).unwrap().sliding_windows
+        };
+        let windows = |full: &[usize]| (0..7).map(|block| (!full.contains(&block)).then_some(5)).collect::<Vec<_>>();
+        assert_eq!(types(None), windows(&[5]));
+        assert_eq!(types(Some(Metadata::U32(3))), windows(&[2, 5]));
+        let flags = [true, false, true, true, true, true, false].map(Metadata::Bool).to_vec();
+        assert_eq!(types(Some(Metadata::Array(flags))), windows(&[1, 6]));
     }
 
     #[test]
@@ -579,7 +491,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         let text = refusal(|file| file.set("general.architecture", Metadata::String("gpt2".to_owned())));
-        assert!(text.contains("\"gpt2\"") && text.contains("llama (in GGUF files"), "{text}");
+        assert!(text.contains("\"gpt2\"") && text.contains("llama, qwen2, qwen3, gemma3 (in GGUF files"), "{text}");
         let text = refusal(|file| file.set("llama.expert_count", Metadata::U32(8)));
         assert!(text.contains("a mixture of 8 experts"), "{text}");
         let text = refusal(|file| file.set("llama.rope.dimension_count", Metadata::U32(4)));
