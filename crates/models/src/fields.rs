@@ -102,7 +102,9 @@ impl<'a> Fields<'a> {
         let name = self.text(key, default);
         match name.as_str() {
             "gelu" | "gelu_python" => Activation::Gelu,
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => Activation::GeluTanh,
+            "gelu_new" | "gelu_accurate" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => {
+                Activation::GeluTanh
+            }
             "silu" | "swish" => Activation::Silu,
             "relu" => Activation::Relu,
             "tanh" => Activation::Tanh,

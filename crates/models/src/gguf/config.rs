@@ -30,7 +30,14 @@ pub(super) fn config_json(
     let window = metadata.unsigned(&key)?.filter(|window| has_windows && *window > 0);
     let rope_scaling = match metadata.text(&format!("{}.rope.scaling.type", family.name))? {
         None | Some("none") => Value::Null,
-        Some(kind) => json!({"rope_type": kind, "factor": number("rope.scaling.factor")?}),
+        Some(kind) => {
+            let original = metadata.unsigned(&format!("{}.rope.scaling.original_context_length", family.name))?;
+            let mut scaling = json!({"rope_type": kind, "factor": number("rope.scaling.factor")?});
+            if let Some(original) = original {
+                scaling["original_max_position_embeddings"] = original.into();
+            }
+            scaling
+        }
     };
     let rope_theta = number("rope.freq_base")?.unwrap_or(10_000.0);
     let has = |name: &str| stored.contains_key(name);

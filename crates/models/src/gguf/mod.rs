@@ -496,8 +496,8 @@ mod tests {
         assert!(text.contains("a mixture of 8 experts"), "{text}");
         let text = refusal(|file| file.set("llama.rope.dimension_count", Metadata::U32(4)));
         assert!(text.contains("rotates only a part"), "{text}");
-        let text = refusal(|file| file.set("llama.rope.scaling.type", Metadata::String("yarn".to_owned())));
-        assert!(text.contains("rope_type \"yarn\" is not supported"), "{text}");
+        let text = refusal(|file| file.set("llama.rope.scaling.type", Metadata::String("longrope".to_owned())));
+        assert!(text.contains("rope_type \"longrope\" is not supported"), "{text}");
         let text = refusal(|file| {
             file.unset("llama.block_count");
             file.set("llama.attention.head_count", Metadata::Array(vec![Metadata::U32(4)]));

@@ -4,6 +4,7 @@
 // Functions that tests share unwrap as tests do.
 #![allow(clippy::unwrap_used)]
 
+mod configurations;
 mod loading;
 mod reference;
 

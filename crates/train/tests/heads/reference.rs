@@ -98,9 +98,10 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
 
 const BARE: [&str; 8] =
     ["bart-bare", "bert-bare", "distilbert-bare", "gemma3-bare", "gpt2-bare", "llama-bare", "t5-bare", "t5-encoder"];
-const WITH_LOSS: [&str; 28] = [
+const WITH_LOSS: [&str; 29] = [
     "bart-answers",
     "bart-classes",
+    "bart-untied-answers",
     "bert-answers",
     "bert-multi-label",
     "bert-regression",

@@ -26,6 +26,8 @@ pub(super) struct BartConfig {
     pub(super) attention_dropout: f32,
     /// Whether token embeddings are multiplied by `√d_model`.
     pub(super) scale_embedding: bool,
+    /// Whether both stacks and the outputs share one table of token embeddings.
+    pub(super) tie_word_embeddings: bool,
     pub(super) init_std: f32,
     pub(super) decoder_start_token_id: u32,
     pub(super) head: Option<HeadPlan>,
@@ -61,6 +63,11 @@ impl BartConfig {
                 fields.problems.push(format!("{key} is {}: such variants of BART are not supported", !usual));
             }
         }
+        for key in ["encoder_layerdrop", "decoder_layerdrop"] {
+            if fields.fraction(key, 0.0) > 0.0 {
+                fields.problems.push(format!("{key} is not 0: layers are never dropped as a whole"));
+            }
+        }
         let dropout = fields.fraction("classifier_dropout", 0.0);
         let (head, head_info, json) =
             plan_head(&mut fields, options, "Bart", Task::Seq2SeqLm, &|task, fields| match task {
@@ -81,6 +88,7 @@ impl BartConfig {
             activation_dropout: fields.fraction("activation_dropout", 0.0),
             attention_dropout: fields.fraction("attention_dropout", 0.0),
             scale_embedding: fields.flag("scale_embedding", false),
+            tie_word_embeddings: fields.flag("tie_word_embeddings", true),
             init_std: fields.positive("init_std", 0.02) as f32,
             decoder_start_token_id: fields.token_id("decoder_start_token_id", 2),
             d_model,
@@ -136,12 +144,19 @@ mod tests {
     fn all_problems_are_reported_together() {
         let json = json!({
             "d_model": 10, "encoder_attention_heads": 3, "decoder_attention_heads": 5, "normalize_before": true,
+            "encoder_layerdrop": 0.1,
             "activation_function": "mish", "dropout": -0.1,
         });
         let options = HeadOptions::default();
         let found = BartConfig::from_json(json.as_object().unwrap(), Path::new("config.json"), &options);
         let ModelError::Config { problems, .. } = found.unwrap_err() else { panic!("another error") };
-        let expected = ["encoder_attention_heads 3", "normalize_before is true", "\"mish\"", "dropout is -0.1"];
+        let expected = [
+            "encoder_attention_heads 3",
+            "normalize_before is true",
+            "encoder_layerdrop is not 0",
+            "\"mish\"",
+            "dropout is -0.1",
+        ];
         assert_eq!(problems.len(), expected.len(), "{problems:?}");
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.contains(expected), "{problem:?} does not contain {expected:?}");

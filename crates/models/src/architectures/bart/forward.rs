@@ -41,7 +41,7 @@ impl EncoderDecoder for Bart {
 
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
         let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
-        let words = self.words(forward, ids);
+        let words = self.words(forward, &self.encoder, ids);
         let words = forward.input(self.input, words, &fresh);
         let starts = vec![0; forward.segments().len()];
         let mut x = self.with_positions(forward, &self.encoder, words, &starts);
@@ -78,7 +78,7 @@ impl EncoderDecoder for Bart {
         let past = cache.as_ref().map_or_else(|| vec![0; forward.segments().len()], |cache| cache.lengths());
         let starts: Vec<usize> =
             past.iter().zip(forward.position_offsets()).map(|(past, offset)| past + offset).collect();
-        let words = self.words(forward, ids);
+        let words = self.words(forward, &self.decoder, ids);
         let mut x = self.with_positions(forward, &self.decoder, words, &starts);
         let (own, cross) = (self.attention(&self.decoder, true), self.attention(&self.decoder, false));
         for (number, layer) in self.decoder.layers.iter().enumerate() {
@@ -120,8 +120,8 @@ impl EncoderDecoder for Bart {
 }
 
 impl Bart {
-    fn words(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Var {
-        let words = self.table.embedding(forward, self.shared, ids);
+    fn words(&self, forward: &mut Forward<'_>, stack: &Stack, ids: &[u32]) -> Var {
+        let words = self.table.embedding(forward, stack.words, ids);
         if self.config.scale_embedding {
             forward.tape().scale(words, (self.config.d_model as f32).sqrt())
         } else {

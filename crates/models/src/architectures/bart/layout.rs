@@ -1,6 +1,6 @@
 //! Lays out the sites of a BART and reads its weights.
 
-use tunesmith_tensor::Role;
+use tunesmith_tensor::{Role, SiteId};
 
 use crate::architectures::bart::config::{BartConfig, StackConfig};
 use crate::architectures::bart::{Attending, Bart, Layer, Stack};
@@ -23,13 +23,24 @@ impl Bart {
         let mut layout = Layout::default();
         let hidden = config.d_model;
         let input = layout.input(config.path("encoder"), Role::Input, hidden);
-        let shared = layout.embedding(config.path("shared"), Role::TokenEmbedding, config.vocab_size, hidden);
-        let encoder = stack(&config, &mut layout, "encoder", config.encoder);
-        let decoder = stack(&config, &mut layout, "decoder", config.decoder);
+        let mut words = |path| layout.embedding(config.path(path), Role::TokenEmbedding, config.vocab_size, hidden);
+        let [encoder_words, decoder_words] = if config.tie_word_embeddings {
+            [words("shared"); 2]
+        } else {
+            ["encoder.embed_tokens", "decoder.embed_tokens"].map(words)
+        };
+        if !config.tie_word_embeddings {
+            // It is stored all the same.
+            layout.keep(config.path("shared.weight"), vec![config.vocab_size, hidden]);
+        }
+        let encoder = stack(&config, &mut layout, "encoder", config.encoder, encoder_words);
+        let decoder = stack(&config, &mut layout, "decoder", config.decoder, decoder_words);
         let lm_head = (config.head_info.task == Task::Seq2SeqLm).then(|| {
             let path = "lm_head".to_owned();
             let site = layout.linear_without_bias(path, Role::OutputEmbedding, None, config.vocab_size, hidden);
-            layout.tie(site, shared);
+            if config.tie_word_embeddings {
+                layout.tie(site, decoder_words);
+            }
             layout.keep(FINAL_LOGITS_BIAS.to_owned(), vec![1, config.vocab_size]);
             site
         });
@@ -54,12 +65,12 @@ impl Bart {
             head: HeadInfo { new_modules: table.new_modules().to_vec(), ..config.head_info.clone() },
         };
         let final_logits_bias = table.kept(FINAL_LOGITS_BIAS).cloned();
-        Ok(Self { info, config, table, input, shared, encoder, decoder, lm_head, final_logits_bias, head })
+        Ok(Self { info, config, table, input, encoder, decoder, lm_head, final_logits_bias, head })
     }
 }
 
 /// The sites of one stack, in the order in which the forward pass meets them.
-fn stack(config: &BartConfig, layout: &mut Layout, name: &str, sizes: StackConfig) -> Stack {
+fn stack(config: &BartConfig, layout: &mut Layout, name: &str, sizes: StackConfig, words: SiteId) -> Stack {
     let hidden = config.d_model;
     let path = |part: &str| config.path(&format!("{name}.{part}"));
     let rows = config.max_position_embeddings + FIRST_POSITION;
@@ -85,7 +96,7 @@ fn stack(config: &BartConfig, layout: &mut Layout, name: &str, sizes: StackConfi
             }
         })
         .collect();
-    Stack { heads: sizes.heads, embed_positions, layernorm_embedding, layers }
+    Stack { heads: sizes.heads, words, embed_positions, layernorm_embedding, layers }
 }
 
 fn attending(layout: &mut Layout, path: &str, kind: Role, after: Role, block: usize, hidden: usize) -> Attending {
@@ -104,13 +115,15 @@ fn attending(layout: &mut Layout, path: &str, kind: Role, after: Role, block: us
 fn rename(config: &BartConfig, name: &str) -> Option<String> {
     let bare = name.strip_prefix("model.").unwrap_or(name);
     match bare {
-        "shared.weight" | "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" => {
+        "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" | "shared.weight"
+            if config.tie_word_embeddings =>
+        {
             Some(config.path("shared.weight"))
         }
         "lm_head.weight" | FINAL_LOGITS_BIAS => (config.head_info.task == Task::Seq2SeqLm).then(|| bare.to_owned()),
         // What a checkpoint of 2019 wrote for its own bookkeeping.
         "encoder.version" | "decoder.version" => None,
-        _ if bare.starts_with("encoder.") || bare.starts_with("decoder.") => Some(config.path(bare)),
+        _ if ["encoder.", "decoder.", "shared."].iter().any(|part| bare.starts_with(part)) => Some(config.path(bare)),
         _ => config.head.as_ref().filter(|head| head.has_tensor(bare)).map(|_| bare.to_owned()),
     }
 }

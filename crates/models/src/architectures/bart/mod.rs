@@ -37,7 +37,6 @@ struct Bart {
     table: SiteTable,
     /// The site of the encoder's embedded sequence.
     input: SiteId,
-    shared: SiteId,
     encoder: Stack,
     decoder: Stack,
     /// The output embedding of a language model, and a bias on its outputs that is never trained.
@@ -50,6 +49,8 @@ struct Bart {
 #[derive(Debug)]
 struct Stack {
     heads: usize,
+    /// The table of token embeddings.
+    words: SiteId,
     embed_positions: SiteId,
     layernorm_embedding: SiteId,
     layers: Vec<Layer>,

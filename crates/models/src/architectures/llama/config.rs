@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
-use crate::architectures::llama::rope::{Rope, RopeScaling};
+use crate::architectures::llama::rope::Rope;
 use crate::error::ModelError;
 use crate::fields::{Fields, MOST_BLOCKS};
 
@@ -162,16 +162,6 @@ impl LlamaConfig {
         }
         Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
     }
-
-    /// Radians a position, for each of the `head_dim / 2` rotary pairs, in blocks that see everything.
-    pub fn inverse_frequencies(&self) -> Vec<f32> {
-        self.rope.inverse_frequencies(self.head_dim)
-    }
-
-    /// The same in blocks with a sliding window.
-    pub fn local_inverse_frequencies(&self) -> Vec<f32> {
-        self.local_rope.unwrap_or(self.rope).inverse_frequencies(self.head_dim)
-    }
 }
 
 /// Where the model types' configuration classes differ.
@@ -285,76 +275,6 @@ impl Fields<'_> {
         windows
     }
 
-    /// `rope_parameters`, or the older `rope_theta` and `rope_scaling`, in transformers' order of precedence.
-    fn rope(&mut self, max_position_embeddings: usize) -> Rope {
-        const DEFAULT_THETA: f64 = 10_000.0;
-        let nothing = Map::new();
-        let json = self.json;
-        let filled = |key: &str| json.get(key).and_then(Value::as_object).filter(|object| !object.is_empty());
-        let (name, parameters) = match (filled("rope_scaling"), filled("rope_parameters")) {
-            (Some(scaling), _) => ("rope_scaling", scaling),
-            (None, parameters) => ("rope_parameters", parameters.unwrap_or(&nothing)),
-        };
-        let theta = self.positive("rope_theta", DEFAULT_THETA);
-        self.rope_of(name, parameters, theta, max_position_embeddings)
-    }
-
-    /// Gemma 3's two embeddings, of blocks that see everything and of those with a window: `rope_parameters` by layer
-    /// type, or the older `rope_theta`, `rope_scaling` (of the former alone) and `rope_local_base_freq`.
-    fn gemma_ropes(&mut self, max_position_embeddings: usize) -> (Rope, Rope) {
-        let nothing = Map::new();
-        let json = self.json;
-        let theta = self.positive("rope_theta", 1_000_000.0);
-        let local_theta = self.positive("rope_local_base_freq", 10_000.0);
-        let by_type = json.get("rope_parameters").and_then(Value::as_object);
-        let scaling = json.get("rope_scaling").and_then(Value::as_object);
-        let mut rope = |layer_type: &str, scaling: Option<&Map<String, Value>>, theta| {
-            let own = by_type.and_then(|types| types.get(layer_type)).and_then(Value::as_object);
-            let name = format!("rope_parameters.{layer_type}");
-            self.rope_of(&name, scaling.or(own).unwrap_or(&nothing), theta, max_position_embeddings)
-        };
-        (rope("full_attention", scaling, theta), rope("sliding_attention", None, local_theta))
-    }
-
-    /// The embedding that one object describes; `theta` where it does not say.
-    fn rope_of(&mut self, name: &str, parameters: &Map<String, Value>, theta: f64, max_positions: usize) -> Rope {
-        let mut nested = Fields::new(parameters);
-        let theta = nested.positive("rope_theta", theta);
-        let old_name = nested.text("type", "default");
-        let kind = nested.text("rope_type", &old_name);
-        let partial = self.positive("partial_rotary_factor", 1.0);
-        if nested.positive("partial_rotary_factor", partial) != 1.0 {
-            nested.problems.push("partial_rotary_factor other than 1 is not supported".to_owned());
-        }
-        let scaling = match kind.as_str() {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: nested.required("factor") },
-            "llama3" => {
-                let original = nested.size("original_max_position_embeddings", max_positions);
-                let scaling = RopeScaling::Llama3 {
-                    factor: nested.required("factor"),
-                    low_freq_factor: nested.required("low_freq_factor"),
-                    high_freq_factor: nested.required("high_freq_factor"),
-                    original_max_position_embeddings: self.size("original_max_position_embeddings", original),
-                };
-                if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
-                    && high_freq_factor <= low_freq_factor
-                    && nested.problems.is_empty()
-                {
-                    nested.problems.push("high_freq_factor must be greater than low_freq_factor".to_owned());
-                }
-                scaling
-            }
-            other => {
-                let problem = format!("rope_type {other:?} is not supported; known: default, linear, llama3");
-                nested.problems.push(problem);
-                RopeScaling::Default
-            }
-        };
-        self.problems.extend(nested.problems.into_iter().map(|problem| format!("{name}: {problem}")));
-        Rope { theta, scaling }
-    }
-
     /// Notes what Gemma 3's configuration class allows and no published text model uses.
     fn refuse_unlike_gemma3_text(&mut self) {
         for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
@@ -374,6 +294,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::architectures::llama::RopeScaling;
 
     fn config(json: Value) -> Result<LlamaConfig, ModelError> {
         LlamaConfig::from_json(json.as_object().unwrap().clone(), Path::new("config.json"))
@@ -450,11 +371,26 @@ mod tests {
     }
 
     #[test]
+    fn yarns_attention_factor_follows_from_what_is_said() {
+        let factor = |more: Value| {
+            let mut scaling = json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096});
+            scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            config(json!({"model_type": "qwen2", "rope_scaling": scaling})).unwrap().rope.attention_factor()
+        };
+        assert_eq!(factor(json!({})), (0.1f64 * 8.0f64.ln() + 1.0) as f32);
+        assert_eq!(factor(json!({"mscale": 1.5, "mscale_all_dim": 0.5})), 1.188359976202698);
+        assert_eq!(factor(json!({"attention_factor": 2.0, "mscale": 1.5})), 2.0);
+        let without = json!({"rope_type": "yarn", "original_max_position_embeddings": 8192});
+        let config = config(json!({"model_type": "qwen2", "rope_scaling": without})).unwrap();
+        assert!(matches!(config.rope.scaling, RopeScaling::Yarn { factor: 4.0, .. }), "{:?}", config.rope);
+    }
+
+    #[test]
     fn all_problems_are_reported_together() {
         let found = problems(json!({
             "model_type": "llama", "hidden_size": -1, "num_attention_heads": 6, "num_key_value_heads": 4,
             "head_dim": 7, "hidden_act": "mish", "rms_norm_eps": "small", "tie_word_embeddings": 1,
-            "num_hidden_layers": 2_000_000_000, "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+            "num_hidden_layers": 2_000_000_000, "rope_scaling": {"rope_type": "longrope", "factor": 2.0},
             "quantization_config": {"quant_method": "gptq"},
         }));
         let expected = [
@@ -465,7 +401,7 @@ mod tests {
             "rms_norm_eps is \"small\"",
             "hidden_act \"mish\"",
             "quantization_config",
-            "rope_scaling: rope_type \"yarn\" is not supported; known: default, linear, llama3",
+            "rope_scaling: rope_type \"longrope\" is not supported; known: default, dynamic, linear, llama3, yarn",
             "tie_word_embeddings is 1",
         ];
         assert_eq!(found.len(), expected.len(), "{found:?}");

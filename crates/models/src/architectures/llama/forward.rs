@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
 
-use crate::architectures::llama::{Llama, LlamaLayer};
+use crate::architectures::llama::{Llama, LlamaLayer, Rope};
 use crate::cache::Cache;
 use crate::model::{Inputs, Model, ModelInfo};
 use crate::weights::SiteWeight;
@@ -122,11 +122,11 @@ impl Llama {
         let starts = past.iter().zip(offsets).map(|(past, offset)| past + offset);
         let positions: Vec<usize> =
             forward.segments().ranges().zip(starts).flat_map(|(range, start)| start..start + range.len()).collect();
-        let global = Rotary::new(&self.config.inverse_frequencies(), &positions, 1.0);
-        let local = match self.config.local_rope {
-            Some(_) => Rotary::new(&self.config.local_inverse_frequencies(), &positions, 1.0),
-            None => global.clone(),
-        };
+        let head_dim = self.config.head_dim;
+        let rotary =
+            |rope: &Rope| Rotary::new(&rope.inverse_frequencies(head_dim), &positions, rope.attention_factor());
+        let global = rotary(&self.config.rope);
+        let local = self.config.local_rope.as_ref().map_or_else(|| global.clone(), rotary);
         Angles { global, local }
     }
 

@@ -5,6 +5,7 @@
 mod config;
 mod forward;
 mod rope;
+mod rope_config;
 mod weights;
 
 pub use config::{LlamaConfig, MODEL_TYPES};

@@ -72,7 +72,7 @@ impl T5Config {
         // The original T5 scaled its outputs and tied its embeddings; later ones do neither, and older files say only the
         // second.
         let was_tied = fields.flag("tie_word_embeddings", !is_multilingual);
-        let scale_decoder_outputs = fields.flag("scale_decoder_outputs", was_tied);
+        let scale_decoder_outputs = !is_multilingual && fields.flag("scale_decoder_outputs", was_tied);
         let pad_token_id = fields.token_id("pad_token_id", 0);
         let dropout = fields.fraction("classifier_dropout", 0.0);
         let class = if is_multilingual { "MT5" } else { "T5" };
@@ -85,6 +85,9 @@ impl T5Config {
             Task::FeatureExtraction => options.task.is_some() || fields.class() != Some(&format!("{class}Model")),
             _ => false,
         };
+        if is_encoder_only && fields.flag("is_decoder", false) {
+            fields.problems.push("is_decoder is true: an encoder that stands alone sees both ways".to_owned());
+        }
         if is_encoder_only && head_info.task == Task::FeatureExtraction {
             json.insert("architectures".to_owned(), Value::from(vec![format!("{class}EncoderModel")]));
         }
@@ -180,6 +183,8 @@ mod tests {
         let newer = config(json!({"tie_word_embeddings": true, "scale_decoder_outputs": false})).unwrap();
         assert!(!newer.scale_decoder_outputs);
         assert_eq!(newer.json["scale_decoder_outputs"], false);
+        let multilingual = config(json!({"model_type": "mt5", "tie_word_embeddings": true})).unwrap();
+        assert!(!multilingual.scale_decoder_outputs && multilingual.is_gated);
     }
 
     #[test]
