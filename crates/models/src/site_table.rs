@@ -314,6 +314,11 @@ impl SiteTable {
         forward.linear(site, self.base(site), x)
     }
 
+    /// The site with its weight.
+    pub(crate) fn place(&self, site: SiteId) -> (SiteId, Base<'_>) {
+        (site, self.base(site))
+    }
+
     pub(crate) fn linear_rows(&self, forward: &mut Forward<'_>, site: SiteId, x: &Var, rows: &Segments) -> Var {
         forward.linear_rows(site, self.base(site), x, rows)
     }

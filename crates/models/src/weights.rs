@@ -67,6 +67,11 @@ impl SiteWeight {
     pub(crate) fn base(&self) -> Base<'_> {
         Base { weight: &self.weight, bias: self.bias.as_ref() }
     }
+
+    /// The site with its weight.
+    pub(crate) fn place(&self) -> (SiteId, Base<'_>) {
+        (self.site, self.base())
+    }
 }
 
 /// Compares all tensors of `source` with those that the model expects, and reports everything that does not fit at

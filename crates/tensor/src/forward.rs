@@ -2,8 +2,11 @@
 //! sites; whatever method answers, it never knows.
 
 mod attention;
+mod feed_forward;
 mod inference;
 mod linear;
+
+pub use feed_forward::FeedForwardSites;
 
 use std::ops::Range;
 

@@ -25,7 +25,7 @@ mod tuner;
 mod workspace;
 
 pub use adapter::Adapter;
-pub use forward::{Forward, PostNorm};
+pub use forward::{FeedForwardSites, Forward, PostNorm};
 pub use frozen::{FrozenWeight, WeightFormat};
 pub use frozen_tuner::FrozenTuner;
 pub use kernels::{Kernels, Precision};

@@ -1,7 +1,9 @@
 //! The forward pass of a post-norm encoder, each site announced to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var};
+use tunesmith_tensor::{
+    Attention, Base, CrossEntropy, FeedForwardSites, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var,
+};
 
 use crate::cache::Cache;
 use crate::encoder::{Encoder, EncoderLayer};
@@ -97,10 +99,14 @@ impl Encoder {
         let attended = table.linear(forward, layer.attention_output, &attended);
         let attended = forward.tape().dropout(&attended, dropout);
         let x = self.add_and_norm(forward, layer.after_attention, &x, attended, layer.attention_norm);
-        let inner = table.linear(forward, layer.up, &x);
-        let inner = forward.tape().activation(self.config.activation, &inner);
-        let fed = table.linear(forward, layer.down, &inner);
-        drop(inner);
+        let sites = FeedForwardSites {
+            gate: None,
+            up: table.place(layer.up),
+            down: table.place(layer.down),
+            activation: self.config.activation,
+            dropout: 0.0,
+        };
+        let fed = forward.feed_forward(&sites, x.clone());
         let fed = forward.tape().dropout(&fed, dropout);
         self.add_and_norm(forward, layer.after_feed_forward, &x, fed, layer.output_norm)
     }

@@ -13,7 +13,7 @@ pub use format::WeightFormat;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::kernels::bf16::{Columns, LowRank, PackedColumns, Product, Vocabulary, cross_entropy};
+use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, Vocabulary, cross_entropy};
 use crate::kernels::{Factors, Parallelism, View, ViewMut};
 use crate::workspace::Workspace;
 use crate::{FourBitWeight, Matrix, Precision};
@@ -153,6 +153,16 @@ impl FrozenWeight {
         self.storage.forward(workspace, y, beta, alpha, x);
     }
 
+    /// `Wᵀ` as a right factor in bf16; `None` where the weight has no products in bf16.
+    pub(crate) fn forward_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        self.storage.forward_columns()
+    }
+
+    /// `W` as a right factor in bf16; `None` where the weight has no products in bf16.
+    pub(crate) fn gradient_columns(&self) -> Option<Box<dyn Columns + '_>> {
+        self.storage.gradient_columns()
+    }
+
     pub(crate) fn input_gradient(&self, workspace: &Workspace, dx: ViewMut<'_>, beta: f32, alpha: f32, dy: View<'_>) {
         self.storage.input_gradient(workspace, dx, beta, alpha, dy);
     }
@@ -175,7 +185,7 @@ impl FrozenWeight {
         if let Some(weight) = self.storage.as_float32() {
             return in_float32(workspace, y, 0.0, Factors { alpha: 1.0, a: x, b: View::of(weight).transposed() }, thin);
         }
-        match self.storage.forward_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
+        match self.forward_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
             Some(columns) => in_one_pass(workspace, y, 0.0, x, &*columns, thin),
             None => {
                 self.forward(workspace, y.reborrow(), 0.0, 1.0, x);
@@ -196,7 +206,7 @@ impl FrozenWeight {
         if let Some(weight) = self.storage.as_float32() {
             return in_float32(workspace, dx, beta, Factors { alpha: 1.0, a: dy, b: View::of(weight) }, thin);
         }
-        match self.storage.gradient_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
+        match self.gradient_columns().filter(|_| workspace.kernels().precision() == Precision::Bf16) {
             Some(columns) => in_one_pass(workspace, dx, beta, dy, &*columns, thin),
             None => {
                 self.input_gradient(workspace, dx.reborrow(), beta, 1.0, dy);
@@ -223,7 +233,7 @@ impl FrozenWeight {
         if workspace.kernels().precision() != Precision::Bf16 {
             return false;
         }
-        let (Some(forward), Some(gradient)) = (self.storage.forward_columns(), self.storage.gradient_columns()) else {
+        let (Some(forward), Some(gradient)) = (self.forward_columns(), self.gradient_columns()) else {
             return false;
         };
         let size = self.rows();
@@ -246,8 +256,8 @@ fn in_one_pass(
     thin: ThinFactors<'_>,
 ) {
     let ThinFactors { inner, outer, scale, middle } = thin;
-    let (inner, outer) = (PackedColumns::pack(workspace, inner), PackedColumns::pack(workspace, outer));
-    let low_rank = Some(LowRank { inner, outer, scale, middle: ViewMut::of(middle) });
+    let factors = LowRankFactors::pack(workspace, inner, outer, scale);
+    let low_rank = Some(LowRank { factors, middle: ViewMut::of(middle) });
     workspace.kernels().in_bf16(c, beta, Product { a, scale: 1.0, b: columns, low_rank });
 }
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::bf16::{Product, Unit, ViewColumns};
-use super::{Parallelism, View, ViewMut};
+use super::{Parallelism, View, ViewMut, vectorised};
 use crate::{Matrix, Workspace};
 
 /// Rows or columns of a factor that counts as thin.
@@ -28,6 +28,31 @@ pub(crate) fn is_direct(turned: bool, a: View<'_>, b: View<'_>) -> bool {
 
 fn thin_first<'a>(turned: bool, a: View<'a>, b: View<'a>) -> (View<'a>, View<'a>) {
     if turned { (b.transposed(), a.transposed()) } else { (a, b) }
+}
+
+/// `sum ← alpha·left·right` in float32 on the calling thread, for a thin `left` `[rows, tokens]` that lies token by token and
+/// `right` `[tokens, cols]`, row by row; tokens are summed in order.
+pub(crate) fn sum_by_tokens(alpha: f32, left: View<'_>, right: View<'_>, mut sum: ViewMut<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if super::float32::Packed::detect().is_some() {
+        return super::float32::thin_sum(alpha, left, right, sum);
+    }
+    assert!(left.row_stride == 1 && right.col_stride == 1 && left.cols == right.rows, "the factors lie by tokens");
+    vectorised(
+        #[inline(always)]
+        || {
+            for row in 0..left.rows {
+                let sum = sum.row_mut(row);
+                sum.fill(0.0);
+                for token in 0..left.cols {
+                    let factor = left.data[token * left.col_stride + row];
+                    let values = &right.data[token * right.row_stride..][..right.cols];
+                    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
+                }
+                sum.iter_mut().for_each(|sum| *sum *= alpha);
+            }
+        },
+    );
 }
 
 /// `C ← beta·C + alpha·A·B` where `C` has few rows or few columns and the inner dimension is long: each task reads whole
@@ -56,7 +81,7 @@ pub(crate) fn thin_gradient(
         let (left, right) = (left.columns(tokens.clone()), right.rows(tokens));
         #[cfg(target_arch = "x86_64")]
         if direct {
-            super::float32::thin_sum(alpha, left, right, sum);
+            super::float32::thin_sum(alpha, left, right, ViewMut::rows_of(sum, rows, cols, cols));
             return;
         }
         let part = Product { a: left, scale: alpha, b: &ViewColumns(right), low_rank: None };

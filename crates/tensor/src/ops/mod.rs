@@ -10,6 +10,7 @@ pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod fastfood;
+pub(crate) mod feed_forward;
 pub(crate) mod gated;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

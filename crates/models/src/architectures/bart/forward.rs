@@ -1,7 +1,7 @@
 //! BART's forward pass, each site announced to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, Forward, PostNorm, SiteId, Var};
+use tunesmith_tensor::{Attention, Base, FeedForwardSites, Forward, PostNorm, SiteId, Var};
 
 use crate::architectures::bart::layout::FIRST_POSITION;
 use crate::architectures::bart::{Attending, Bart, Layer, Stack};
@@ -149,11 +149,14 @@ impl Bart {
     }
 
     fn feed_forward(&self, forward: &mut Forward<'_>, layer: &Layer, x: &Var) -> Var {
-        let inner = self.table.linear(forward, layer.fc1, x);
-        let inner = forward.tape().activation(self.config.activation, &inner);
-        let inner = forward.tape().dropout(&inner, self.config.activation_dropout);
-        let output = self.table.linear(forward, layer.fc2, &inner);
-        drop(inner);
+        let sites = FeedForwardSites {
+            gate: None,
+            up: self.table.place(layer.fc1),
+            down: self.table.place(layer.fc2),
+            activation: self.config.activation,
+            dropout: self.config.activation_dropout,
+        };
+        let output = forward.feed_forward(&sites, x.clone());
         let output = forward.tape().dropout(&output, self.config.dropout);
         self.add_and_norm(forward, layer.after_feed_forward, x, output, layer.final_layer_norm)
     }

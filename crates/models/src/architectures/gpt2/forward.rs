@@ -1,7 +1,9 @@
 //! GPT-2's forward pass, each site announced to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Segments, Site, SiteId, Var};
+use tunesmith_tensor::{
+    Attention, Base, CrossEntropy, FeedForwardSites, Forward, FrozenWeight, Segments, Site, SiteId, Var,
+};
 
 use crate::architectures::gpt2::{Gpt2, Gpt2Block};
 use crate::cache::Cache;
@@ -40,9 +42,14 @@ impl Model for Gpt2 {
                 let attended = self.attention(forward, number, block, &normed, cache.as_deref_mut());
                 let x = forward.hidden(block.after_attention, x, attended);
                 let normed = self.norm(forward, &block.ln_2, &x);
-                let inner = linear(forward, &block.c_fc, &normed);
-                let inner = forward.tape().activation(self.config.activation_function, &inner);
-                let fed = linear(forward, &block.mlp_c_proj, &inner);
+                let sites = FeedForwardSites {
+                    gate: None,
+                    up: block.c_fc.place(),
+                    down: block.mlp_c_proj.place(),
+                    activation: self.config.activation_function,
+                    dropout: 0.0,
+                };
+                let fed = forward.feed_forward(&sites, normed);
                 let fed = forward.tape().dropout(&fed, self.config.resid_pdrop);
                 forward.hidden(block.after_feed_forward, &x, fed)
             });

@@ -2,7 +2,9 @@
 //! to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, CrossEntropy, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var};
+use tunesmith_tensor::{
+    Attention, Base, CrossEntropy, FeedForwardSites, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var,
+};
 
 use crate::architectures::llama::{Llama, LlamaLayer, Rope};
 use crate::cache::Cache;
@@ -44,11 +46,14 @@ impl Model for Llama {
                 }
                 let x = forward.hidden(layer.after_attention, x, attended);
                 let normed = self.norm(forward, &layer.feed_forward_norm, &x);
-                let gate = linear(forward, &layer.gate_proj, &normed);
-                let up = linear(forward, &layer.up_proj, &normed);
-                let gated = forward.tape().gated(self.config.activation, &gate, &up);
-                drop((gate, up));
-                let mut fed = linear(forward, &layer.down_proj, &gated);
+                let sites = FeedForwardSites {
+                    gate: Some(layer.gate_proj.place()),
+                    up: layer.up_proj.place(),
+                    down: layer.down_proj.place(),
+                    activation: self.config.activation,
+                    dropout: 0.0,
+                };
+                let mut fed = forward.feed_forward(&sites, normed);
                 if let Some(norm) = &layer.feed_forward_output_norm {
                     fed = self.norm(forward, norm, &fed);
                 }

@@ -1,7 +1,7 @@
 //! T5's forward pass, each site announced to whatever adapter the batch uses.
 
 use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, DistanceBias, Forward, SiteId, Var};
+use tunesmith_tensor::{Attention, Base, DistanceBias, FeedForwardSites, Forward, SiteId, Var};
 
 use crate::architectures::t5::buckets::bucket;
 use crate::architectures::t5::{Attending, FeedForward, Stack, T5};
@@ -148,18 +148,14 @@ impl T5 {
     fn feed_forward(&self, forward: &mut Forward<'_>, sites: &FeedForward, x: Var) -> Var {
         let (activation, dropout) = (self.config.activation, self.config.dropout);
         let normed = self.norm(forward, sites.layer_norm, &x);
-        let up = self.table.linear(forward, sites.up, &normed);
-        let inner = match sites.gate {
-            None => forward.tape().activation(activation, &up),
-            Some(gate) => {
-                let gate = self.table.linear(forward, gate, &normed);
-                forward.tape().gated(activation, &gate, &up)
-            }
+        let feed_forward = FeedForwardSites {
+            gate: sites.gate.map(|gate| self.table.place(gate)),
+            up: self.table.place(sites.up),
+            down: self.table.place(sites.down),
+            activation,
+            dropout,
         };
-        drop((normed, up));
-        let inner = forward.tape().dropout(&inner, dropout);
-        let output = self.table.linear(forward, sites.down, &inner);
-        drop(inner);
+        let output = forward.feed_forward(&feed_forward, normed);
         let output = forward.tape().dropout(&output, dropout);
         forward.hidden(sites.after, &x, output)
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Unit;
 use super::operand::Columns;
 use super::pack::{Order, pack_strip};
-use super::product::{Block, Output, PackedStrips, Target, columns};
+use super::product::{Block, Output, PackedStrips, Target, panels};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{View, exp, vectorised};
 
@@ -96,31 +96,16 @@ impl Task<'_, '_> {
         let size = forward.cols();
         let mut logits = vec![0.0f32; strips * LANES * BLOCK];
         let mut exponentials = vec![Tile::ZERO; strips * (BLOCK / DEPTH)];
-        let forward_panel = forward.strips_at_once().min(BLOCK / LANES);
-        let gradient_panel = gradient.strips_at_once();
+        let (forward_panel, gradient_panel) = (forward.strips_at_once(), gradient.strips_at_once());
         let mut scratch = vec![Tile::ZERO; (forward_panel * depth).max(gradient_panel * (BLOCK / DEPTH))];
         let mut sums = vec![RowSum { reference: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; rows];
         for start in (0..size).step_by(BLOCK) {
             let width = BLOCK.min(size - start);
             let first_strip = start / LANES;
             let output = Output { c: logits.as_mut_ptr(), stride: BLOCK, rows: strips * LANES, cols: BLOCK };
-            let target = Target { output: &output, first_row: 0 };
-            let end = first_strip + width.div_ceil(LANES);
-            for panel_start in (first_strip..end).step_by(forward_panel) {
-                let panel_strips = panel_start..end.min(panel_start + forward_panel);
-                let panel = forward.panel(panel_strips.clone(), 0..depth, &mut scratch);
-                for pair in panel_strips.clone().step_by(2) {
-                    let b0 = panel.strip(pair - panel_start, depth);
-                    let place = pair + 2 - panel_start;
-                    let ahead = if forward.is_packed() { panel.ahead(place, depth) } else { [&[][..]; 2] };
-                    if pair + 1 < panel_strips.end {
-                        let b = [b0, panel.strip(pair + 1 - panel_start, depth)];
-                        columns(unit, &target, &a, b, pair - first_strip, None, false, ahead);
-                    } else {
-                        columns(unit, &target, &a, [b0], pair - first_strip, None, false, ahead);
-                    }
-                }
-            }
+            let target = Target { output: &output, first_row: 0, first_strip };
+            let columns = first_strip..first_strip + width.div_ceil(LANES);
+            panels(unit, &target, &a, forward, columns, 0..depth, None, false, &mut scratch);
             for (row, sum) in sums.iter_mut().enumerate() {
                 let logits = &mut logits[row * BLOCK..row * BLOCK + width];
                 let own = targets[self.first + row] as usize;
@@ -143,23 +128,10 @@ impl Task<'_, '_> {
                 }
                 let a = PackedStrips { tiles: &exponentials, depth: tiles, strips };
                 let output = Output { c: dx.as_mut_ptr(), stride: x.cols, rows, cols: x.cols };
-                let target = Target { output: &output, first_row: 0 };
+                let target = Target { output: &output, first_row: 0, first_strip: 0 };
                 let depth = start / DEPTH..start / DEPTH + tiles;
-                let end = x.cols.div_ceil(LANES);
-                for panel_start in (0..end).step_by(gradient_panel) {
-                    let panel_strips = panel_start..end.min(panel_start + gradient_panel);
-                    let scratch = &mut scratch[..panel_strips.len() * tiles];
-                    let panel = gradient.panel(panel_strips.clone(), depth.clone(), scratch);
-                    for pair in panel_strips.clone().step_by(2) {
-                        let b0 = panel.strip(pair - panel_start, tiles);
-                        if pair + 1 < panel_strips.end {
-                            let b = [b0, panel.strip(pair + 1 - panel_start, tiles)];
-                            columns(unit, &target, &a, b, pair, None, start > 0, [&[]; 2]);
-                        } else {
-                            columns(unit, &target, &a, [b0], pair, None, start > 0, [&[]; 2]);
-                        }
-                    }
-                }
+                let columns = 0..x.cols.div_ceil(LANES);
+                panels(unit, &target, &a, gradient, columns, depth, None, start > 0, &mut scratch);
             }
         }
         self.finish(&sums);

@@ -13,7 +13,9 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 mod cross_entropy;
+pub(crate) mod feed_forward;
 mod float32;
+mod low_rank;
 mod operand;
 mod pack;
 mod product;
@@ -24,9 +26,10 @@ mod tile;
 mod tests;
 
 pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
+pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, prefetch, transpose};
-pub(crate) use product::{LowRank, Product};
+pub(crate) use product::Product;
 pub(crate) use stack::{Padded, Stack};
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
 
@@ -77,14 +80,9 @@ impl Unit {
         assert_eq!(product.b.cols(), c.cols, "a product's columns are its right factor's");
         assert_eq!(product.a.cols, product.b.depth(), "a product's factors share their inner size");
         if let Some(low_rank) = &product.low_rank {
-            let middle = (low_rank.middle.rows, low_rank.middle.cols);
-            assert_eq!(middle, (c.rows, low_rank.inner.cols()), "the middle is [rows, r]");
-            assert_eq!(low_rank.inner.depth(), product.a.cols, "both products have one left factor");
-            assert_eq!(
-                (low_rank.outer.depth(), low_rank.outer.cols()),
-                (middle.1, c.cols),
-                "the outer is [r, columns]"
-            );
+            let (depth, rank, cols) = low_rank.factors.sizes();
+            assert_eq!((low_rank.middle.rows, low_rank.middle.cols), (c.rows, rank), "the middle is [rows, r]");
+            assert_eq!((depth, cols), (product.a.cols, c.cols), "both products have one left factor and one result");
         }
         if c.rows > 0 && c.cols > 0 {
             product::product(self, c, beta != 0.0, product, parallelism);

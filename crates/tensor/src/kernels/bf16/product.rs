@@ -11,8 +11,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Unit;
-use super::operand::{Columns, PackedColumns, corner};
-use super::pack::{Order, pack, pack_strip, prefetch_part};
+use super::low_rank::{LowRank, LowRankFactors, Second};
+use super::operand::Columns;
+use super::pack::{Order, pack_strip, prefetch_part};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{Parallelism, View, ViewMut};
 
@@ -51,17 +52,6 @@ pub(crate) struct Product<'a> {
     pub(crate) b: &'a dyn Columns,
     /// A second product of the same left factor.
     pub(crate) low_rank: Option<LowRank<'a>>,
-}
-
-/// `scale·(A·inner)·outer`, with the middle result rounded to bf16 like any left factor.
-pub(crate) struct LowRank<'a> {
-    /// `[depth, r]`.
-    pub(crate) inner: PackedColumns,
-    /// `[r, cols]`.
-    pub(crate) outer: PackedColumns,
-    pub(crate) scale: f32,
-    /// Gets `A·inner` `[rows, r]`.
-    pub(crate) middle: ViewMut<'a>,
 }
 
 /// Tiles of the inner dimension for which a task packs its rows at one time: all of `tiles`, or as many as leave the packed
@@ -113,12 +103,7 @@ pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Pro
     let (row_task, column_task) = task_size(row_strips, b);
     let (rows, columns) = (row_strips.div_ceil(row_task), column_strips.div_ceil(column_task));
     let output = Output::new(c);
-    let low_rank = low_rank.map(|low_rank| SharedLowRank {
-        inner: low_rank.inner,
-        outer: low_rank.outer,
-        scale: low_rank.scale,
-        middle: Output::new(low_rank.middle),
-    });
+    let low_rank = low_rank.map(|LowRank { factors, middle }| SharedLowRank { factors, middle: Output::new(middle) });
     let task = |task: usize| {
         let (row, column) = (task / columns, task % columns);
         let rows = row * row_task..row_strips.min((row + 1) * row_task);
@@ -157,9 +142,7 @@ impl Output {
 unsafe impl Sync for Output {}
 
 struct SharedLowRank {
-    inner: PackedColumns,
-    outer: PackedColumns,
-    scale: f32,
+    factors: LowRankFactors,
     middle: Output,
 }
 
@@ -206,35 +189,21 @@ impl Task<'_> {
             let at_once = self.b.strips_at_once();
             let step = stretch(tiles, at_once);
             let panel = resize(panel, at_once * step, Tile::ZERO);
-            let rank = self.low_rank.map_or(0, |low_rank| low_rank.inner.cols().next_multiple_of(2 * LANES));
+            let rank = self.low_rank.map_or(0, |low_rank| low_rank.factors.width());
             let middle = resize(middle, rank * self.rows.len() * LANES, 0.0);
             for first in (0..tiles.max(1)).step_by(step) {
                 let depth = first..tiles.min(first + step);
                 let a = self.pack(resize(a, self.rows.len() * step, Tile::ZERO), &depth);
                 let mut second = None;
-                if let Some(low_rank) = self.low_rank {
-                    self.middle(unit, low_rank, &a, &depth, middle);
+                if let Some(SharedLowRank { factors, .. }) = self.low_rank {
+                    factors.add_middle(unit, &a, &depth, first > 0, middle);
                     if depth.end == tiles {
-                        second = Some(self.finish_middle(low_rank, middle, packed_middle));
+                        second = self.finish_middle(middle, packed_middle);
                     }
                 }
-                let target = Target { output: self.output, first_row: self.rows.start * LANES };
+                let target = Target { output: self.output, first_row: self.rows.start * LANES, first_strip: 0 };
                 let accumulate = self.accumulate || first > 0;
-                for start in self.columns.clone().step_by(at_once) {
-                    let strips = start..self.columns.end.min(start + at_once);
-                    let panel = self.b.panel(strips.clone(), depth.clone(), panel);
-                    for pair in strips.clone().step_by(2) {
-                        let place = pair - strips.start;
-                        let b0 = panel.strip(place, depth.len());
-                        let ahead = if self.b.is_packed() { panel.ahead(place + 2, depth.len()) } else { [&[][..]; 2] };
-                        if pair + 1 < strips.end {
-                            let b = [b0, panel.strip(place + 1, depth.len())];
-                            columns(unit, &target, &a, b, pair, second.as_ref(), accumulate, ahead);
-                        } else {
-                            columns(unit, &target, &a, [b0], pair, second.as_ref(), accumulate, ahead);
-                        }
-                    }
-                }
+                panels(unit, &target, &a, self.b, self.columns.clone(), depth, second.as_ref(), accumulate, panel);
             }
         });
     }
@@ -250,51 +219,60 @@ impl Task<'_> {
         PackedStrips { tiles, depth: stride, strips: self.rows.len() }
     }
 
-    /// Adds a stretch of the inner dimension to the middle of the low-rank product.
-    fn middle(
-        &self,
-        unit: &impl Block,
-        low_rank: &SharedLowRank,
-        a: &PackedStrips<'_>,
-        depth: &Range<usize>,
-        middle: &mut [f32],
-    ) {
-        let strips = low_rank.inner.cols().div_ceil(LANES);
-        let width = low_rank.inner.cols().next_multiple_of(2 * LANES);
-        let output = Output { c: middle.as_mut_ptr(), stride: width, rows: a.strips * LANES, cols: width };
-        let target = Target { output: &output, first_row: 0 };
-        let panel = low_rank.inner.panel(0..strips, depth.clone(), &mut []);
-        for strip in 0..strips {
-            let b = [panel.strip(strip, depth.len())];
-            columns(unit, &target, a, b, strip, None, depth.start > 0, [&[]; 2]);
-        }
-    }
-
     /// Gives out the middle of the low-rank product, and packs it as the left factor of its second half.
-    fn finish_middle<'b>(&self, low_rank: &'b SharedLowRank, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Second<'b> {
-        let rank = low_rank.inner.cols();
-        let width = rank.next_multiple_of(2 * LANES);
+    fn finish_middle<'b>(&'b self, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Option<Second<'b>> {
+        let SharedLowRank { factors, middle: output } = self.low_rank?;
         let first = self.rows.start * LANES;
         let rows = (self.rows.len() * LANES).min(self.a.rows - first);
         if self.columns.start == 0 {
             for row in 0..rows {
+                let values = &middle[row * factors.width()..][..factors.rank()];
                 // SAFETY: the rows are this task's, and of the tasks of these rows this is the first.
                 #[allow(unsafe_code)]
                 unsafe {
-                    let Output { c, stride, .. } = low_rank.middle;
-                    std::ptr::copy_nonoverlapping(middle[row * width..].as_ptr(), c.add((first + row) * stride), rank);
+                    std::ptr::copy_nonoverlapping(
+                        values.as_ptr(),
+                        output.c.add((first + row) * output.stride),
+                        values.len(),
+                    );
                 }
             }
         }
-        let depth = rank.div_ceil(DEPTH);
-        let tiles = resize(tiles, self.rows.len() * depth, Tile::ZERO);
-        let view = View::rows_of(middle, rows, rank, width);
-        for strip in 0..self.rows.len() {
-            for tile in 0..depth {
-                pack(corner(view, strip, tile, low_rank.scale), Order::Rows, &mut tiles[strip * depth + tile]);
+        let tiles = resize(tiles, self.rows.len() * factors.middle_depth(), Tile::ZERO);
+        Some(factors.second(middle, rows, tiles))
+    }
+}
+
+/// All packed rows by the strips `strips` of `b`, whose panels begin with the first of them, over the tiles `depth` of its
+/// inner dimension. `scratch` has room for a panel.
+#[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
+pub(super) fn panels(
+    unit: &impl Block,
+    target: &Target<'_>,
+    a: &PackedStrips<'_>,
+    b: &dyn Columns,
+    strips: Range<usize>,
+    depth: Range<usize>,
+    second: Option<&Second<'_>>,
+    accumulate: bool,
+    scratch: &mut [Tile],
+) {
+    let at_once = b.strips_at_once();
+    for start in strips.clone().step_by(at_once) {
+        let strips = start..strips.end.min(start + at_once);
+        let scratch = &mut scratch[..strips.len() * depth.len()];
+        let panel = b.panel(strips.clone(), depth.clone(), scratch);
+        for pair in strips.clone().step_by(2) {
+            let place = pair - start;
+            let b0 = panel.strip(place, depth.len());
+            let ahead = if b.is_packed() { panel.ahead(place + 2, depth.len()) } else { [&[][..]; 2] };
+            if pair + 1 < strips.end {
+                let b = [b0, panel.strip(place + 1, depth.len())];
+                columns(unit, target, a, b, pair, second, accumulate, ahead);
+            } else {
+                columns(unit, target, a, [b0], pair, second, accumulate, ahead);
             }
         }
-        Second { a: PackedStrips { tiles, depth, strips: self.rows.len() }, b: &low_rank.outer }
     }
 }
 
@@ -353,16 +331,12 @@ impl PackedStrips<'_> {
     }
 }
 
-/// The second half of a low-rank product.
-pub(super) struct Second<'a> {
-    a: PackedStrips<'a>,
-    b: &'a PackedColumns,
-}
-
-/// An output, and where a task's first row lies in it.
+/// An output, and where in it a task's first row lies.
 pub(super) struct Target<'a> {
     pub(super) output: &'a Output,
     pub(super) first_row: usize,
+    /// The strip of columns that the output begins with.
+    pub(super) first_strip: usize,
 }
 
 /// One block, over the tiles `depth` of the rows' strips; `b` begins there.
@@ -388,7 +362,7 @@ fn rows<const ROWS: usize, const COLS: usize>(
     }
     let strips = &strips[..count];
     let Output { c, stride, rows, cols } = *target.output;
-    let (first_row, first_col) = (target.first_row + row * LANES, col * LANES);
+    let (first_row, first_col) = (target.first_row + row * LANES, (col - target.first_strip) * LANES);
     let (rows, cols) = ((ROWS * LANES).min(rows - first_row), (COLS * LANES).min(cols - first_col));
     // SAFETY: the block lies in the output, which other tasks don't touch here; strips have `depth` tiles.
     unsafe {

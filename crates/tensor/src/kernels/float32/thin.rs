@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{Micro, mask};
-use crate::kernels::View;
+use crate::kernels::{View, ViewMut};
 
 /// Rows of the thin factor that the micro-kernel sums at one time.
 const ROWS: usize = 8;
@@ -24,16 +24,17 @@ pub(crate) fn is_thin(left: View<'_>, right: View<'_>) -> bool {
     left.rows <= THIN && left.row_stride == 1 && right.col_stride == 1 && super::Packed::detect().is_some()
 }
 
-/// `sum ← alpha · left · right` `[rows, cols]` for factors as [`is_thin`] wants them; tokens are summed in order.
+/// `sum ← alpha · left · right` `[rows, cols]` for factors that lie as [`is_thin`] wants them, however many rows there
+/// are; tokens are summed in order.
 ///
 /// # Panics
-/// If the factors aren't.
-pub(crate) fn thin_sum(alpha: f32, left: View<'_>, right: View<'_>, sum: &mut [f32]) {
+/// If the factors don't.
+pub(crate) fn thin_sum(alpha: f32, left: View<'_>, right: View<'_>, mut sum: ViewMut<'_>) {
     let (rows, tokens, cols) = (left.rows, left.cols, right.cols);
     assert!(Micro::detect().is_some() && left.row_stride == 1 && right.col_stride == 1, "the factors lie by tokens");
-    assert!(right.rows == tokens && sum.len() == rows * cols, "the factors share their tokens");
-    if tokens == 0 || sum.is_empty() {
-        sum.fill(0.0);
+    assert!(right.rows == tokens && (sum.rows, sum.cols) == (rows, cols), "the factors share their tokens");
+    if tokens == 0 {
+        (0..rows).for_each(|row| sum.row_mut(row).fill(0.0));
         return;
     }
     assert!((tokens - 1) * left.col_stride + rows <= left.data.len(), "the left factor lies in its data");
@@ -51,7 +52,7 @@ pub(crate) fn thin_sum(alpha: f32, left: View<'_>, right: View<'_>, sum: &mut [f
                     _ => partial::<1>(left_rows, left.col_stride, right_cols, right.row_stride, tokens, size),
                 };
                 for (offset, sums) in sums.iter().enumerate().take(size.0) {
-                    store(*sums, alpha, &mut sum[(row + offset) * cols + col..][..size.1.min(VECTORS * LANES)]);
+                    store(*sums, alpha, &mut sum.row_mut(row + offset)[col..][..size.1.min(VECTORS * LANES)]);
                 }
             }
         }

@@ -1,0 +1,67 @@
+//! The feed-forward of a block: its linear sites and what lies between them.
+
+use super::Forward;
+use crate::ops::feed_forward::{FeedForwardLinears, UpdatedLinear};
+use crate::tuner::Base;
+use crate::{Activation, SiteId, Var};
+
+/// The sites of a feed-forward, and what lies between them.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedForwardSites<'a> {
+    /// The linear whose activation multiplies `up`; without it `up` itself is activated.
+    pub gate: Option<(SiteId, Base<'a>)>,
+    /// The linear to the hidden features.
+    pub up: (SiteId, Base<'a>),
+    /// The linear from the hidden features.
+    pub down: (SiteId, Base<'a>),
+    /// Of the gate, or of `up` where there is none.
+    pub activation: Activation,
+    /// The probability that a hidden value is dropped in training.
+    pub dropout: f32,
+}
+
+impl Forward<'_> {
+    /// A feed-forward of `x` `[tokens, in]`, `[tokens, out]`: in one operation where its linears have low-rank updates at
+    /// the most.
+    pub fn feed_forward(&mut self, sites: &FeedForwardSites<'_>, x: Var) -> Var {
+        let FeedForwardSites { gate, up, down, activation, dropout } = *sites;
+        if let Some(linears) = self.fused(sites, x.rows()) {
+            return self.tape.feed_forward(activation, &x, linears);
+        }
+        let mut hidden = self.linear(up.0, up.1, &x);
+        hidden = match gate {
+            None => self.tape.activation(activation, &hidden),
+            Some((site, base)) => {
+                let gate = self.linear(site, base, &x);
+                self.tape.gated(activation, &gate, &hidden)
+            }
+        };
+        drop(x);
+        let hidden = self.tape.dropout(&hidden, dropout);
+        self.linear(down.0, down.1, &hidden)
+    }
+
+    fn fused<'a>(&mut self, sites: &FeedForwardSites<'a>, rows: usize) -> Option<FeedForwardLinears<'a>> {
+        let FeedForwardSites { gate, up, down, dropout, .. } = *sites;
+        let weights: Vec<_> = [gate, Some(up), Some(down)].into_iter().flatten().map(|(_, base)| base.weight).collect();
+        let drops = dropout > 0.0 && self.tape.is_training();
+        if drops || !self.tape.has_feed_forward(rows, &weights, up.1.weight.rows()) {
+            return None;
+        }
+        let mut linear = |(site, base)| -> Option<UpdatedLinear<'a>> {
+            match self.weight_tuners(site, &self.segments)[..] {
+                [(_, None)] => Some(UpdatedLinear { base, update: None }),
+                [(_, Some(tuner))] => {
+                    let update = tuner.low_rank(self.tape)?;
+                    Some(UpdatedLinear { base, update: Some(update) })
+                }
+                _ => None,
+            }
+        };
+        let gate = match gate {
+            Some(gate) => Some(linear(gate)?),
+            None => None,
+        };
+        Some(FeedForwardLinears { gate, up: linear(up)?, down: linear(down)? })
+    }
+}

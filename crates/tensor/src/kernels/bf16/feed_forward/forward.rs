@@ -1,0 +1,199 @@
+//! The way forward.
+
+use rayon::prelude::*;
+
+use super::{Kept, Middle, Packed, Part, Parts, Sharing, fill, on_unit, packed};
+use crate::kernels::bf16::Unit;
+use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
+use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
+use crate::kernels::{View, vectorised};
+use crate::{Matrix, Workspace};
+
+/// Writes the feed-forward of `x` `[rows, in]` to `y` `[rows, out]`, and gives what the way back needs if `keep`.
+pub(crate) fn forward(
+    unit: Unit,
+    workspace: &Workspace,
+    parts: &Parts<'_>,
+    x: View<'_>,
+    y: &mut Matrix,
+    keep: bool,
+) -> Option<Kept> {
+    let sharing = Sharing::of(x.rows);
+    let hidden = parts.up.columns.cols();
+    assert!(hidden.is_multiple_of(DEPTH), "hidden features fill tiles");
+    assert_eq!(y.shape(), (x.rows, parts.down.columns.cols()), "a feed-forward's output is as wide as its last linear");
+    let tiles = hidden / DEPTH;
+    let room = || TileBuffer::new(workspace, sharing.strips * tiles);
+    let mut kept = keep.then(|| Kept {
+        gate: parts.gate.as_ref().map(|_| room()),
+        up: room(),
+        middles: parts.all().map(|part| {
+            let rank = part?.low_rank.as_ref()?.rank();
+            Some(Matrix::uninitialised(workspace, x.rows, rank))
+        }),
+    });
+    let mut tasks = Vec::new();
+    let task_rows = sharing.task_rows();
+    let mut outputs = y.data_mut();
+    let mut rest = kept.as_mut().map(|Kept { gate, up, middles }| KeptRows {
+        gate: gate.as_deref_mut(),
+        up,
+        middles: middles.each_mut().map(|middle| middle.as_mut().map(|middle| (middle.cols(), middle.data_mut()))),
+    });
+    let width = parts.down.columns.cols();
+    for first in (0..x.rows).step_by(task_rows) {
+        let rows = first..x.rows.min(first + task_rows);
+        let (y, after) = std::mem::take(&mut outputs).split_at_mut(rows.len() * width);
+        outputs = after;
+        let kept = rest.take().map(|kept| {
+            let (own, after) = kept.split(rows.len(), tiles);
+            rest = Some(after);
+            own
+        });
+        tasks.push(Task { workspace, parts, sharing, x, rows, y, kept });
+    }
+    tasks.into_par_iter().for_each(|task| on_unit!(unit, task));
+    kept
+}
+
+/// What is kept of some rows.
+struct KeptRows<'a> {
+    gate: Option<&'a mut [Tile]>,
+    up: &'a mut [Tile],
+    /// With their ranks.
+    middles: [Option<(usize, &'a mut [f32])>; 3],
+}
+
+impl<'a> KeptRows<'a> {
+    /// The first `rows` rows, whose strips have `tiles` tiles, and the others.
+    fn split(self, rows: usize, tiles: usize) -> (Self, Self) {
+        let tiles = rows.div_ceil(LANES) * tiles;
+        let (gate, later_gate) = self.gate.map(|gate| gate.split_at_mut(tiles)).unzip();
+        let (up, later_up) = self.up.split_at_mut(tiles);
+        let mut later = [const { None }; 3];
+        let mut own = [const { None }; 3];
+        for (place, middle) in self.middles.into_iter().enumerate() {
+            let Some((rank, values)) = middle else { continue };
+            let (first, rest) = values.split_at_mut(rows * rank);
+            (own[place], later[place]) = (Some((rank, first)), Some((rank, rest)));
+        }
+        (Self { gate, up, middles: own }, Self { gate: later_gate, up: later_up, middles: later })
+    }
+}
+
+/// Some rows.
+struct Task<'a, 'b> {
+    workspace: &'a Workspace,
+    parts: &'a Parts<'a>,
+    sharing: Sharing,
+    x: View<'a>,
+    rows: std::ops::Range<usize>,
+    y: &'b mut [f32],
+    kept: Option<KeptRows<'b>>,
+}
+
+impl Task<'_, '_> {
+    fn run(mut self, unit: &impl Block) {
+        let Self { workspace, parts, x, .. } = self;
+        let rows = self.rows.clone();
+        let x = packed(workspace, x, rows.clone());
+        let strips = x.strips;
+        let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips));
+        for middle in middles[..2].iter_mut().flatten() {
+            middle.add(unit, &x.strips(), 0..x.depth, false);
+        }
+        self.keep_middles(&middles[..2], 0);
+        let [gate_middle, up_middle, down_middle] = &mut middles;
+        let gate_second = gate_middle.as_mut().map(Middle::second);
+        let up_second = up_middle.as_mut().map(Middle::second);
+        let (hidden, block_strips) = (parts.up.columns.cols(), parts.block_strips());
+        let (tiles, block_tiles) = (hidden / DEPTH, block_strips * LANES / DEPTH);
+        let chunk = self.sharing.chunk(tiles, x.depth, 1, block_tiles);
+        let mut gate = Matrix::uninitialised(workspace, strips * LANES, block_strips * LANES);
+        let mut up = Matrix::uninitialised(workspace, strips * LANES, block_strips * LANES);
+        let mut scratch = TileBuffer::new(workspace, block_strips * x.depth.max(chunk));
+        let width = parts.down.columns.cols();
+        let y = Output { c: self.y.as_mut_ptr(), stride: width, rows: rows.len(), cols: width };
+        let y = Target { output: &y, first_row: 0, first_strip: 0 };
+        for start in (0..tiles).step_by(chunk) {
+            let end = tiles.min(start + chunk);
+            let mut inner = Packed::with_room(workspace, strips, end - start);
+            for place in (start..end).step_by(block_tiles) {
+                let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
+                let block = |values: &mut Matrix, part: &Part<'_>, second, scratch: &mut [Tile]| {
+                    let values = &mut values.data_mut()[..strips * LANES * columns.len()];
+                    linear_block(unit, &x.strips(), part, columns.clone(), second, values, scratch);
+                };
+                if let Some(part) = &parts.gate {
+                    block(&mut gate, part, gate_second.as_ref(), &mut scratch);
+                }
+                block(&mut up, &parts.up, up_second.as_ref(), &mut scratch);
+                let size = strips * LANES * columns.len();
+                let gate = if parts.gate.is_some() { &gate.data()[..size] } else { &[] };
+                let up = &mut up.data_mut()[..size];
+                if let Some(kept) = &mut self.kept {
+                    if let Some(tiles_of_gate) = &mut kept.gate {
+                        fill(tiles_of_gate, tiles, gate, columns.len(), place);
+                    }
+                    fill(kept.up, tiles, up, columns.len(), place);
+                }
+                (parts.gating.forward)(gate, up);
+                fill(&mut inner.tiles, inner.depth, up, columns.len(), place - start);
+            }
+            let mut second = None;
+            if let Some(middle) = down_middle {
+                middle.add(unit, &inner.strips(), start..end, start > 0);
+                second = (end == tiles).then(|| middle.second());
+            }
+            let strips = 0..width.div_ceil(LANES);
+            let columns = &*parts.down.columns;
+            let inner = inner.strips();
+            panels(unit, &y, &inner, columns, strips, start..end, second.as_ref(), start > 0, &mut scratch);
+        }
+        if let Some(bias) = &parts.down.bias {
+            add_bias(self.y, bias);
+        }
+        self.keep_middles(&middles[2..], 2);
+    }
+
+    /// Gives out middles, from place `first` of the three on.
+    fn keep_middles(&mut self, middles: &[Option<Middle<'_>>], first: usize) {
+        let Some(kept) = &mut self.kept else { return };
+        for (middle, kept) in middles.iter().zip(&mut kept.middles[first..]) {
+            let (Some(middle), Some((rank, kept))) = (middle, kept) else { continue };
+            let rows = middle.values.data().chunks_exact(middle.values.cols());
+            kept.chunks_exact_mut(*rank).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[..*rank]));
+        }
+    }
+}
+
+/// The columns `columns` of a linear, for all packed rows.
+fn linear_block(
+    unit: &impl Block,
+    x: &PackedStrips<'_>,
+    part: &Part<'_>,
+    columns: std::ops::Range<usize>,
+    second: Option<&crate::kernels::bf16::low_rank::Second<'_>>,
+    values: &mut [f32],
+    scratch: &mut [Tile],
+) {
+    let width = columns.len();
+    let output = Output { c: values.as_mut_ptr(), stride: width, rows: x.strips * LANES, cols: width };
+    let strips = columns.start / LANES..columns.end / LANES;
+    let target = Target { output: &output, first_row: 0, first_strip: strips.start };
+    panels(unit, &target, x, &*part.columns, strips, 0..x.depth, second, false, scratch);
+    if let Some(bias) = &part.bias {
+        add_bias(values, &bias[columns]);
+    }
+}
+
+fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            }
+        },
+    );
+}

@@ -1,0 +1,213 @@
+//! A feed-forward, some rows at a time: everything between a row's input and its output stays in the second-level cache,
+//! and only what the way back needs is written out, in bf16.
+//!
+//! `y = h·W_downᵀ`, `h = f(gate)·up` or `f(up)`, where `gate`, `up` are linear in `x`; each linear may have a bias and a
+//! low-rank update. A task takes some rows and goes over the hidden features block by block. Hidden features that don't
+//! fit the cache for all of its rows are cut into chunks, whose products are summed in order: every value is what the
+//! products one by one make, to the bit.
+
+mod backward;
+mod forward;
+
+use std::ops::Range;
+
+use super::low_rank::LowRankFactors;
+use super::operand::Columns;
+use super::pack::{Order, pack_strip};
+use super::product::{Block, PackedStrips};
+use super::tile::{DEPTH, LANES, Tile, TileBuffer, from_bf16};
+use crate::kernels::{View, vectorised};
+use crate::{Matrix, Workspace};
+
+pub(crate) use backward::backward;
+pub(crate) use forward::forward;
+
+/// A linear on the way forward, or back to its input's gradient.
+pub(crate) struct Part<'a> {
+    pub(crate) columns: Box<dyn Columns + 'a>,
+    /// Added on the way forward.
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) low_rank: Option<LowRankFactors>,
+}
+
+/// What is made of blocks of hidden values, in place. The first slice is empty where there is no gate.
+#[derive(Clone, Copy)]
+pub(crate) struct Gating {
+    /// `gate`, and `up`, which becomes `h`.
+    pub(crate) forward: fn(&[f32], &mut [f32]),
+    /// `gate`, `up` and `dh`, which become `dgate`, `dup` and `h`.
+    pub(crate) backward: fn(&mut [f32], &mut [f32], &mut [f32]),
+}
+
+/// The three linears, one way.
+pub(crate) struct Parts<'a> {
+    pub(crate) gate: Option<Part<'a>>,
+    pub(crate) up: Part<'a>,
+    pub(crate) down: Part<'a>,
+    pub(crate) gating: Gating,
+}
+
+impl<'a> Parts<'a> {
+    /// `[gate, up, down]`.
+    fn all(&self) -> [Option<&Part<'a>>; 3] {
+        [self.gate.as_ref(), Some(&self.up), Some(&self.down)]
+    }
+
+    /// Strips of columns of a block: as many as the linears unpack at once.
+    fn block_strips(&self) -> usize {
+        self.all().into_iter().flatten().map(|part| part.columns.strips_at_once()).max().unwrap_or(2)
+    }
+}
+
+/// What the way back needs.
+pub(crate) struct Kept {
+    /// Of all strips of rows, the hidden features in tiles, in rows order.
+    gate: Option<TileBuffer>,
+    up: TileBuffer,
+    /// `x·Aᵀ` `[rows, r]` of gate, up and down, where they have an update.
+    middles: [Option<Matrix>; 3],
+}
+
+/// How the rows are shared. Sums over rows are made piece by piece, which depend on the number of rows alone.
+#[derive(Clone, Copy)]
+struct Sharing {
+    /// Strips of rows in all, and of a piece.
+    strips: usize,
+    piece: usize,
+    /// Pieces of a task.
+    pieces: usize,
+}
+
+/// Pieces of a task, at the most.
+const MOST_PIECES: usize = 2;
+
+impl Sharing {
+    fn of(rows: usize) -> Self {
+        const MOST_STRIPS: usize = 8;
+        let strips = rows.div_ceil(LANES);
+        let count = strips.div_ceil(MOST_STRIPS).next_multiple_of(2);
+        let piece = strips.div_ceil(count).max(1);
+        let pieces = strips.div_ceil(piece).div_ceil(rayon::current_num_threads()).clamp(1, MOST_PIECES);
+        Self { strips, piece, pieces }
+    }
+
+    /// Rows of a task.
+    fn task_rows(&self) -> usize {
+        self.pieces * self.piece * LANES
+    }
+
+    /// Pieces in all.
+    fn count(&self) -> usize {
+        self.strips.div_ceil(self.piece)
+    }
+
+    /// Tiles of hidden features that are in the cache at one time, of `tiles`, beside `width` tiles of each row and
+    /// `kinds` values of each hidden feature; a multiple of `block`. Depends on the number of rows, not of threads.
+    fn chunk(&self, tiles: usize, width: usize, kinds: usize, block: usize) -> usize {
+        const CACHED_TILES: usize = 1100;
+        const FEWEST: usize = 8;
+        let strips = MOST_PIECES * self.piece;
+        let most = (CACHED_TILES.saturating_sub(strips * width) / (kinds * strips)).max(FEWEST);
+        tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1).next_multiple_of(block)
+    }
+}
+
+/// Rows `rows` of `view` in tiles.
+fn packed(workspace: &Workspace, view: View<'_>, rows: Range<usize>) -> Packed {
+    let (strips, depth) = (rows.len().div_ceil(LANES), view.cols.div_ceil(DEPTH));
+    let mut tiles = TileBuffer::new(workspace, strips * depth);
+    for (strip, tiles) in tiles.chunks_exact_mut(depth.max(1)).enumerate() {
+        let first = rows.start + strip * LANES;
+        pack_strip(view, first..rows.end.min(first + LANES), 0, 1.0, Order::Rows, tiles);
+    }
+    Packed { tiles, depth, strips }
+}
+
+/// Rows in tiles.
+struct Packed {
+    tiles: TileBuffer,
+    depth: usize,
+    strips: usize,
+}
+
+impl Packed {
+    /// Room for so many tiles, which hold nothing yet.
+    fn with_room(workspace: &Workspace, strips: usize, depth: usize) -> Self {
+        Self { tiles: TileBuffer::new(workspace, strips * depth), depth, strips }
+    }
+
+    fn strips(&self) -> PackedStrips<'_> {
+        PackedStrips { tiles: &self.tiles, depth: self.depth, strips: self.strips }
+    }
+}
+
+/// Fills tiles of strips of `depth` tiles each, from tile `place` of each on, from a block of values, `width` a row.
+fn fill(tiles: &mut [Tile], depth: usize, block: &[f32], width: usize, place: usize) {
+    let rows = block.len() / width;
+    let view = View::rows_of(block, rows, width, width);
+    for (strip, tiles) in tiles.chunks_exact_mut(depth).enumerate().take(rows / LANES) {
+        let tiles = &mut tiles[place..][..width / DEPTH];
+        pack_strip(view, strip * LANES..(strip + 1) * LANES, 0, 1.0, Order::Rows, tiles);
+    }
+}
+
+/// The middle of a low-rank product, of a task's rows.
+struct Middle<'a> {
+    factors: &'a LowRankFactors,
+    values: Matrix,
+    tiles: TileBuffer,
+}
+
+impl<'a> Middle<'a> {
+    fn new(workspace: &Workspace, part: Option<&'a Part<'_>>, strips: usize) -> Option<Self> {
+        let factors = part?.low_rank.as_ref()?;
+        let values = Matrix::uninitialised(workspace, strips * LANES, factors.width());
+        Some(Self { factors, values, tiles: TileBuffer::new(workspace, strips * factors.middle_depth()) })
+    }
+
+    fn add(&mut self, unit: &impl Block, a: &PackedStrips<'_>, depth: Range<usize>, accumulate: bool) {
+        self.factors.add_middle(unit, a, &depth, accumulate, self.values.data_mut());
+    }
+
+    /// The second half of the product.
+    fn second(&mut self) -> super::low_rank::Second<'_> {
+        self.factors.second(self.values.data(), self.values.rows(), &mut self.tiles)
+    }
+
+    /// `[rows, r]`.
+    fn view(&self, rows: Range<usize>) -> View<'_> {
+        View::of(&self.values).rows(rows).columns(0..self.factors.rank())
+    }
+}
+
+/// Writes the tiles `place` of each strip as floats, `width` a row, to `block`.
+fn unpack(tiles: &[Tile], depth: usize, place: usize, width: usize, block: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (strip, rows) in block.chunks_exact_mut(LANES * width).enumerate() {
+                for (row, values) in rows.chunks_exact_mut(width).enumerate() {
+                    let tiles = &tiles[strip * depth + place..][..width / DEPTH];
+                    for (values, tile) in values.chunks_exact_mut(DEPTH).zip(tiles) {
+                        let source = &tile.0[row * DEPTH..(row + 1) * DEPTH];
+                        values.iter_mut().zip(source).for_each(|(value, bits)| *value = from_bf16(*bits));
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Runs `$task.run(unit)` for the unit that `$unit` names.
+macro_rules! on_unit {
+    ($unit:expr, $task:expr) => {
+        match $unit {
+            #[cfg(target_arch = "x86_64")]
+            Unit::Amx => $task.run(&crate::kernels::bf16::amx::TileUnit::configure()),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512 => $task.run(&crate::kernels::bf16::avx512::VectorUnit::new()),
+            Unit::Float32 => $task.run(&crate::kernels::bf16::float32::FloatUnit),
+        }
+    };
+}
+use on_unit;

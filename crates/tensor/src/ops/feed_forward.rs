@@ -1,0 +1,360 @@
+//! A block's feed-forward in one operation: `y = (f(x·W_gateᵀ)·(x·W_upᵀ))·W_downᵀ` (Shazeer 2020, eq. 6), or
+//! `y = f(x·W_upᵀ)·W_downᵀ` without a gate (Vaswani et al. 2017, eq. 2), each linear with its bias and low-rank update.
+
+use std::sync::Arc;
+
+use crate::kernels::bf16::LowRankFactors;
+use crate::kernels::bf16::feed_forward::{Gating, Kept, Part, Parts, backward, forward};
+use crate::kernels::{View, ViewMut, vectorised};
+use crate::ops::activation::{Function, with_function};
+use crate::tape::{Backward, Flow, NodeId};
+use crate::tuner::LowRankUpdate;
+use crate::{Activation, Base, FrozenWeight, Matrix, Precision, Tape, Var, Workspace};
+
+/// A frozen linear with a low-rank update, if any.
+pub(crate) struct UpdatedLinear<'a> {
+    pub(crate) base: Base<'a>,
+    pub(crate) update: Option<LowRankUpdate>,
+}
+
+/// The linears of a feed-forward.
+pub(crate) struct FeedForwardLinears<'a> {
+    pub(crate) gate: Option<UpdatedLinear<'a>>,
+    pub(crate) up: UpdatedLinear<'a>,
+    pub(crate) down: UpdatedLinear<'a>,
+}
+
+/// Rows from which going over all hidden features for some rows at a time pays.
+const WORTH_IT: usize = 64;
+/// Hidden features of a tile, which they have to fill.
+const TILE: usize = 32;
+
+impl Tape {
+    /// Whether [`Tape::feed_forward`] computes the feed-forward of `rows` rows with these weights.
+    pub(crate) fn has_feed_forward(&self, rows: usize, weights: &[&FrozenWeight], hidden: usize) -> bool {
+        let in_bf16 =
+            |weight: &&FrozenWeight| weight.forward_columns().is_some() && weight.gradient_columns().is_some();
+        self.workspace().kernels().precision() == Precision::Bf16
+            && rows >= WORTH_IT
+            && hidden.is_multiple_of(TILE)
+            && weights.iter().all(in_bf16)
+    }
+
+    /// The feed-forward of `x` `[tokens, in]`, `[tokens, out]`, in bf16. It is what its linears and activation make one
+    /// after the other, to the bit, but what lies between them is not written out, and is kept for the way back in bf16.
+    ///
+    /// # Panics
+    /// If [`Tape::has_feed_forward`] says that it doesn't, or the shapes disagree.
+    pub(crate) fn feed_forward(&mut self, activation: Activation, x: &Var, linears: FeedForwardLinears<'_>) -> Var {
+        let FeedForwardLinears { gate, up, down } = linears;
+        let nodes: Vec<Option<NodeId>> = [gate.as_ref(), Some(&up), Some(&down)]
+            .into_iter()
+            .flatten()
+            .filter_map(|linear| linear.update.as_ref())
+            .flat_map(|update| [update.a.node(), update.b.node()])
+            .chain([x.node()])
+            .collect();
+        let workspace = self.workspace();
+        let gating = gating(activation, gate.is_some());
+        let parts = Parts {
+            gate: gate.as_ref().map(|linear| forward_part(workspace, linear)),
+            up: forward_part(workspace, &up),
+            down: forward_part(workspace, &down),
+            gating,
+        };
+        let mut y = Matrix::uninitialised(workspace, x.rows(), down.base.weight.rows());
+        let keep = nodes.iter().any(Option::is_some);
+        let unit = workspace.kernels().unit();
+        let kept = forward(unit, workspace, &parts, View::of(x.value()), &mut y, keep);
+        drop(parts);
+        let record = || FeedForward {
+            x: x.shared(),
+            x_node: x.node(),
+            linears: [gate.map(Linear::of), Some(Linear::of(up)), Some(Linear::of(down))],
+            gating,
+            kept: kept.expect("what a gradient flows through is kept"),
+        };
+        self.output(y, &nodes, record)
+    }
+}
+
+fn forward_part<'a>(workspace: &Workspace, linear: &UpdatedLinear<'a>) -> Part<'a> {
+    let UpdatedLinear { base, update } = linear;
+    let low_rank = update.as_ref().map(|LowRankUpdate { a, b, scale }| {
+        let (inner, outer) = (View::of(a.value()).transposed(), View::of(b.value()).transposed());
+        LowRankFactors::pack(workspace, inner, outer, *scale)
+    });
+    let columns = base.weight.forward_columns().expect("the weight has products in bf16");
+    Part { columns, bias: base.bias.map(|bias| bias.to_matrix().to_vec()), low_rank }
+}
+
+/// What the way back needs of a linear.
+struct Linear {
+    weight: FrozenWeight,
+    update: Option<Update>,
+}
+
+struct Update {
+    a: Arc<Matrix>,
+    b: Arc<Matrix>,
+    scale: f32,
+    nodes: [Option<NodeId>; 2],
+}
+
+impl Linear {
+    fn of(linear: UpdatedLinear<'_>) -> Self {
+        let update = linear.update.map(|LowRankUpdate { a, b, scale }| Update {
+            a: a.shared(),
+            b: b.shared(),
+            scale,
+            nodes: [a.node(), b.node()],
+        });
+        Self { weight: linear.base.weight.clone(), update }
+    }
+
+    fn part(&self, workspace: &Workspace) -> Part<'_> {
+        let low_rank = self
+            .update
+            .as_ref()
+            .map(|Update { a, b, scale, .. }| LowRankFactors::pack(workspace, View::of(b), View::of(a), *scale));
+        let columns = self.weight.gradient_columns().expect("the weight has products in bf16");
+        Part { columns, bias: None, low_rank }
+    }
+}
+
+struct FeedForward {
+    x: Arc<Matrix>,
+    x_node: Option<NodeId>,
+    /// Gate, up, down.
+    linears: [Option<Linear>; 3],
+    gating: Gating,
+    kept: Kept,
+}
+
+impl Backward for FeedForward {
+    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+        let Self { x, x_node, linears, gating, kept } = *self;
+        let workspace = flow.workspace().clone();
+        let unit = workspace.kernels().unit();
+        let [gate, up, down] = linears.each_ref().map(|linear| linear.as_ref().map(|linear| linear.part(&workspace)));
+        let (up, down) = up.zip(down).expect("every feed-forward has these linears");
+        let parts = Parts { gate, up, down, gating };
+        let run = |dx: Option<(ViewMut<'_>, f32)>| {
+            backward(unit, &workspace, &parts, &kept, View::of(&x), View::of(&gradient), dx)
+        };
+        let mut sums = None;
+        flow.accumulate(x_node, x.shape(), |_, dx, beta| sums = Some(run(Some((ViewMut::of(dx), beta)))));
+        let sums = sums.unwrap_or_else(|| run(None));
+        drop(parts);
+        for (linear, sums) in linears.iter().zip(sums) {
+            let (Some(Linear { update: Some(update), .. }), Some(sums)) = (linear, sums) else { continue };
+            flow.accumulate(update.nodes[0], update.a.shape(), |_, da, beta| sums.add_a(da, beta));
+            flow.accumulate(update.nodes[1], update.b.shape(), |_, db, beta| sums.add_b(db, beta));
+        }
+    }
+}
+
+fn gating(activation: Activation, has_gate: bool) -> Gating {
+    with_function!(activation, gating_of(has_gate))
+}
+
+fn gating_of<F: Function>(has_gate: bool) -> Gating {
+    if has_gate {
+        Gating { forward: gate_forward::<F>, backward: gate_backward::<F> }
+    } else {
+        Gating { forward: plain_forward::<F>, backward: plain_backward::<F> }
+    }
+}
+
+fn gate_forward<F: Function>(gate: &[f32], up: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || up.iter_mut().zip(gate).for_each(|(up, gate)| *up *= F::value(*gate)),
+    );
+}
+
+fn gate_backward<F: Function>(gate: &mut [f32], up: &mut [f32], dh: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((gate, up), dh) in gate.iter_mut().zip(up).zip(dh) {
+                let (value, slope) = F::value_and_slope(*gate);
+                (*gate, *up, *dh) = (*dh * *up * slope, *dh * value, value * *up);
+            }
+        },
+    );
+}
+
+fn plain_forward<F: Function>(_: &[f32], up: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || up.iter_mut().for_each(|up| *up = F::value(*up)),
+    );
+}
+
+fn plain_backward<F: Function>(_: &mut [f32], up: &mut [f32], dh: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (up, dh) in up.iter_mut().zip(dh) {
+                let (value, slope) = F::value_and_slope(*up);
+                (*up, *dh) = (*dh * slope, value);
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::finite_differences::random;
+    use crate::{Gradients, Kernels, Parameter};
+
+    /// A feed-forward, its input, and its updates.
+    struct Case {
+        rows: usize,
+        width: usize,
+        hidden: usize,
+        has_gate: bool,
+        /// Of gate, up and down; 0 is no update.
+        ranks: [usize; 3],
+        has_bias: bool,
+    }
+
+    const SCALE: f32 = 0.3;
+
+    impl Case {
+        /// `(out, in)` of gate, up and down.
+        fn shapes(&self) -> [(usize, usize); 3] {
+            let Self { width, hidden, .. } = *self;
+            [(hidden, width), (hidden, width), (width, hidden)]
+        }
+
+        /// The output, and the gradients of the input and of every factor, computed in one or operation by operation.
+        fn pass(&self, kernels: Kernels, in_one: bool) -> Vec<Matrix> {
+            let workspace = Workspace::with_kernels(kernels);
+            let shapes = self.shapes();
+            // Small weights, so that hidden values are neither tiny nor large.
+            let small = |rows: usize, cols: usize, index: u64| {
+                let mut values = random(rows, cols, index);
+                values.data_mut().iter_mut().for_each(|value| *value /= (cols as f32).sqrt());
+                values
+            };
+            let weights = [0, 1, 2].map(|at| FrozenWeight::bf16(&small(shapes[at].0, shapes[at].1, at as u64)));
+            let biases = [0, 1, 2]
+                .map(|at| self.has_bias.then(|| FrozenWeight::float32(random(1, shapes[at].0, 10 + at as u64))));
+            let mut parameters = vec![Parameter::new("x", random(self.rows, self.width, 20))];
+            for at in 0..3 {
+                let (rank, (out, width)) = (self.ranks[at], shapes[at]);
+                if rank > 0 && (at > 0 || self.has_gate) {
+                    parameters.push(Parameter::new("A", small(rank, width, 30 + at as u64)));
+                    parameters.push(Parameter::new("B", random(out, rank, 40 + at as u64)));
+                }
+            }
+            let mut tape = Tape::differentiating(&workspace);
+            let mut vars = parameters.iter().map(|parameter| tape.parameter(parameter)).collect::<Vec<_>>().into_iter();
+            let x = vars.next().unwrap();
+            let mut linear = |at: usize| {
+                let update = (self.ranks[at] > 0).then(|| {
+                    let (a, b) = (vars.next().unwrap(), vars.next().unwrap());
+                    LowRankUpdate { a, b, scale: SCALE }
+                });
+                UpdatedLinear { base: Base { weight: &weights[at], bias: biases[at].as_ref() }, update }
+            };
+            let linears = FeedForwardLinears { gate: self.has_gate.then(|| linear(0)), up: linear(1), down: linear(2) };
+            let y = if in_one {
+                let weights: Vec<&FrozenWeight> = weights.iter().collect();
+                assert!(tape.has_feed_forward(self.rows, &weights, self.hidden));
+                tape.feed_forward(Activation::Silu, &x, linears)
+            } else {
+                let apply = |tape: &mut Tape, linear: &UpdatedLinear<'_>, x: &Var| match &linear.update {
+                    Some(update) => tape.linear_low_rank(x, linear.base, update),
+                    None => tape.linear(x, linear.base.weight, linear.base.bias),
+                };
+                let mut inner = apply(&mut tape, &linears.up, &x);
+                inner = match &linears.gate {
+                    Some(gate) => {
+                        let gate = apply(&mut tape, gate, &x);
+                        tape.gated(Activation::Silu, &gate, &inner)
+                    }
+                    None => tape.activation(Activation::Silu, &inner),
+                };
+                apply(&mut tape, &linears.down, &inner)
+            };
+            let mut results = vec![y.value().clone()];
+            let mut gradients = Gradients::new(&workspace);
+            tape.backward(y, random(self.rows, self.width, 50), &mut gradients);
+            results.extend(parameters.iter().map(|parameter| gradients.get(parameter.id()).unwrap().clone()));
+            results
+        }
+    }
+
+    fn cases() -> [Case; 4] {
+        [
+            Case { rows: 65, width: 70, hidden: 96, has_gate: true, ranks: [8, 8, 8], has_bias: false },
+            Case { rows: 300, width: 40, hidden: 64, has_gate: false, ranks: [0, 4, 20], has_bias: true },
+            Case { rows: 130, width: 64, hidden: 160, has_gate: true, ranks: [0, 0, 0], has_bias: true },
+            // Several chunks of hidden features.
+            Case { rows: 256, width: 33, hidden: 4480, has_gate: true, ranks: [3, 0, 8], has_bias: false },
+        ]
+    }
+
+    #[test]
+    fn is_what_its_parts_make() {
+        for (number, case) in cases().iter().enumerate() {
+            let exact = case.pass(Kernels::detect(), false);
+            for kernels in [Kernels::amx(), Kernels::avx512_bf16(), Some(Kernels::bf16_in_float32())] {
+                let Some(kernels) = kernels else { continue };
+                let (in_one, parts) = (case.pass(kernels, true), case.pass(kernels, false));
+                assert_eq!(in_one[0], parts[0], "case {number}, {kernels:?}");
+                for (place, (found, exact)) in in_one.iter().zip(&exact).enumerate() {
+                    let largest = exact.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                    for (found, exact) in found.data().iter().zip(exact.data()) {
+                        // Operands are rounded four times on the way, each by up to 2⁻⁹ of its size.
+                        let bound = largest / 64.0;
+                        assert!((found - exact).abs() <= bound, "case {number}, result {place}: {found}, not {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let kernels = Kernels::amx().or(Kernels::avx512_bf16()).unwrap_or(Kernels::bf16_in_float32());
+        for case in cases() {
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| case.pass(kernels, true))
+            };
+            let one = with(1);
+            for threads in [2, 3, 5] {
+                assert!(with(threads) == one, "{threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_without_a_gradient_gets_none() {
+        let workspace = Workspace::with_kernels(Kernels::bf16_in_float32());
+        let weights = [(64, 32), (32, 64)].map(|(rows, cols)| FrozenWeight::bf16(&random(rows, cols, 0)));
+        let factors = [Parameter::new("A", random(4, 32, 1)), Parameter::new("B", random(64, 4, 2))];
+        let pass = |needs_gradient: bool| {
+            let input = Parameter::new("x", random(70, 32, 3));
+            let mut tape = Tape::differentiating(&workspace);
+            let [a, b] = [0, 1].map(|at| tape.parameter(&factors[at]));
+            let x = if needs_gradient { tape.parameter(&input) } else { tape.constant(random(70, 32, 3)) };
+            let base = |at: usize| Base { weight: &weights[at], bias: None };
+            let up = UpdatedLinear { base: base(0), update: Some(LowRankUpdate { a, b, scale: SCALE }) };
+            let linears = FeedForwardLinears { gate: None, up, down: UpdatedLinear { base: base(1), update: None } };
+            let y = tape.feed_forward(Activation::Relu, &x, linears);
+            let mut gradients = Gradients::new(&workspace);
+            tape.backward(y, random(70, 32, 4), &mut gradients);
+            let found = gradients.get(input.id()).is_some();
+            (found, [0, 1].map(|at| gradients.get(factors[at].id()).unwrap().clone()))
+        };
+        let (with, without) = (pass(true), pass(false));
+        assert_eq!((with.0, without.0), (true, false));
+        assert_eq!(with.1, without.1);
+    }
+}
