@@ -150,8 +150,7 @@ impl Task<'_, '_> {
         let [mut gate, mut up, mut inner] =
             [(); 3].map(|()| Matrix::uninitialised(workspace, strips * LANES, block_strips * LANES));
         let mut scratch = TileBuffer::new(workspace, block_strips * dy.depth.max(chunk));
-        let first_strip = rows.start / LANES;
-        let of_rows = |tiles_of_all: &'_ TileBuffer| first_strip * tiles..tiles_of_all.len();
+        let first_tile = rows.start / LANES * tiles;
         for start in (0..tiles).step_by(chunk) {
             let end = tiles.min(start + chunk);
             let [mut dgate, mut dup] = [(); 2].map(|()| Packed::with_room(workspace, strips, end - start));
@@ -166,14 +165,14 @@ impl Task<'_, '_> {
                 let down = &*parts.down.columns;
                 let a = dy.strips();
                 panels(unit, &target, &a, down, block, 0..dy.depth, second.as_ref(), false, &mut scratch);
-                let gate = match &kept.gate {
-                    Some(kept) => {
-                        unpack(&kept[of_rows(kept)], tiles, place, width, gate);
-                        gate
+                let gate = if kept.gate.is_some() { gate } else { &mut [] };
+                for (own, pieces) in self.sharing.kept(strips, (place, width / DEPTH, tiles)) {
+                    let floats = pieces.start * LANES * width..pieces.end * LANES * width;
+                    if let Some(kept) = &kept.gate {
+                        unpack(&kept[first_tile..][own.clone()], width, &mut gate[floats.clone()]);
                     }
-                    None => &mut [],
-                };
-                unpack(&kept.up[of_rows(&kept.up)], tiles, place, width, up);
+                    unpack(&kept.up[first_tile..][own], width, &mut up[floats]);
+                }
                 (parts.gating.backward)(gate, up, inner);
                 let block = |values| View::rows_of(values, strips * LANES, width, width);
                 self.sum_a(DOWN, columns.clone(), middles[DOWN].as_ref(), block(inner));

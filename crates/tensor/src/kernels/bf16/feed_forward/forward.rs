@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Kept, Middle, Packed, Part, Parts, Sharing, fill, on_unit, packed};
+use super::{Kept, Middle, Packed, Part, Parts, Sharing, fill, keep, on_unit, packed};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -132,10 +132,14 @@ impl Task<'_, '_> {
                 let gate = if parts.gate.is_some() { &gate.data()[..size] } else { &[] };
                 let up = &mut up.data_mut()[..size];
                 if let Some(kept) = &mut self.kept {
-                    if let Some(tiles_of_gate) = &mut kept.gate {
-                        fill(tiles_of_gate, tiles, gate, columns.len(), place);
+                    let place = (place, columns.len() / DEPTH, tiles);
+                    for (own, pieces) in self.sharing.kept(strips, place) {
+                        let floats = pieces.start * LANES * columns.len()..pieces.end * LANES * columns.len();
+                        if let Some(tiles) = &mut kept.gate {
+                            keep(&gate[floats.clone()], columns.len(), &mut tiles[own.clone()]);
+                        }
+                        keep(&up[floats], columns.len(), &mut kept.up[own]);
                     }
-                    fill(kept.up, tiles, up, columns.len(), place);
                 }
                 (parts.gating.forward)(gate, up);
                 fill(&mut inner.tiles, inner.depth, up, columns.len(), place - start);

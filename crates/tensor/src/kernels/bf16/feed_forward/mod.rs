@@ -61,7 +61,7 @@ impl<'a> Parts<'a> {
 
 /// What the way back needs.
 pub(crate) struct Kept {
-    /// Of all strips of rows, the hidden features in tiles, in rows order.
+    /// Piece by piece of the rows: for each [`DEPTH`] hidden features the strips, as tiles in rows order.
     gate: Option<TileBuffer>,
     up: TileBuffer,
     /// `x·Aᵀ` `[rows, r]` of gate, up and down, where they have an update.
@@ -99,6 +99,21 @@ impl Sharing {
     /// Pieces in all.
     fn count(&self) -> usize {
         self.strips.div_ceil(self.piece)
+    }
+
+    /// Where the tiles of `columns` tiles of hidden features from `place` on, of `tiles`, are kept for each piece of a task
+    /// of `strips` strips; with the piece's strips.
+    fn kept(
+        &self,
+        strips: usize,
+        (place, columns, tiles): (usize, usize, usize),
+    ) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let piece = self.piece;
+        (0..strips).step_by(piece).map(move |first| {
+            let own = first..strips.min(first + piece);
+            let start = first * tiles + place * own.len();
+            (start..start + columns * own.len(), own)
+        })
     }
 
     /// Tiles of hidden features that are in the cache at one time, of `tiles`, beside `width` tiles of each row and
@@ -180,22 +195,38 @@ impl<'a> Middle<'a> {
     }
 }
 
-/// Writes the tiles `place` of each strip as floats, `width` a row, to `block`.
-fn unpack(tiles: &[Tile], depth: usize, place: usize, width: usize, block: &mut [f32]) {
+/// Writes tiles as floats, `width` a row, to `block`: for each `DEPTH` of its columns the strips of rows one after the
+/// other.
+fn unpack(tiles: &[Tile], width: usize, block: &mut [f32]) {
+    let strips = block.len() / (LANES * width);
     vectorised(
         #[inline(always)]
         || {
-            for (strip, rows) in block.chunks_exact_mut(LANES * width).enumerate() {
-                for (row, values) in rows.chunks_exact_mut(width).enumerate() {
-                    let tiles = &tiles[strip * depth + place..][..width / DEPTH];
-                    for (values, tile) in values.chunks_exact_mut(DEPTH).zip(tiles) {
-                        let source = &tile.0[row * DEPTH..(row + 1) * DEPTH];
-                        values.iter_mut().zip(source).for_each(|(value, bits)| *value = from_bf16(*bits));
+            for (place, column) in tiles.chunks_exact(strips.max(1)).enumerate() {
+                for (tile, rows) in column.iter().zip(block.chunks_exact_mut(LANES * width)) {
+                    let (sources, _) = tile.0.as_chunks::<DEPTH>();
+                    for (source, row) in sources.iter().zip(rows.chunks_exact_mut(width)) {
+                        let values: &mut [f32; DEPTH] =
+                            (&mut row[place * DEPTH..][..DEPTH]).try_into().expect("a tile's width of values");
+                        for lane in 0..DEPTH {
+                            values[lane] = from_bf16(source[lane]);
+                        }
                     }
                 }
             }
         },
     );
+}
+
+/// Packs a block of values, `width` a row, as [`unpack`] takes it.
+fn keep(block: &[f32], width: usize, tiles: &mut [Tile]) {
+    let rows = block.len() / width;
+    for (place, column) in tiles.chunks_exact_mut((rows / LANES).max(1)).enumerate() {
+        let view = View::rows_of(&block[place * DEPTH..], rows, DEPTH, width);
+        for (strip, tile) in column.iter_mut().enumerate() {
+            pack_strip(view, strip * LANES..(strip + 1) * LANES, 0, 1.0, Order::Rows, std::slice::from_mut(tile));
+        }
+    }
 }
 
 /// Runs `$task.run(unit)` for the unit that `$unit` names.
