@@ -6,6 +6,8 @@
 //! Gimelshein 2018). At the end `dx = (Σ eˡ⁻ᵐ·W) / (Σ eˡ⁻ᵐ) − W[target]`. The exponentials are rounded to bf16 for the
 //! product only, each with a relative error of at most 2⁻⁸, whatever the size of its logit.
 
+use std::f32::consts::LOG2_E;
+
 use rayon::prelude::*;
 
 use super::Unit;
@@ -13,7 +15,7 @@ use super::operand::Columns;
 use super::pack::{Order, pack_strip};
 use super::product::{Block, Output, PackedStrips, Target, panels};
 use super::tile::{DEPTH, LANES, Tile};
-use crate::kernels::{View, exp, vectorised};
+use crate::kernels::{View, exp2_rough, vectorised};
 
 /// Columns of a block.
 const BLOCK: usize = 256;
@@ -180,13 +182,13 @@ fn add_block(logits: &mut [f32], row: &mut RowSum) -> Option<f32> {
     let mut chunks = logits.chunks_exact_mut(PARTS);
     for chunk in &mut chunks {
         for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *value = exp(*value - reference);
+            *value = exp2_rough((*value - reference) * LOG2_E);
             *lane += *value;
         }
     }
     let mut total: f64 = lanes.iter().map(|lane| f64::from(*lane)).sum();
     for value in chunks.into_remainder() {
-        *value = exp(*value - reference);
+        *value = exp2_rough((*value - reference) * LOG2_E);
         total += f64::from(*value);
     }
     row.sum += total;

@@ -84,14 +84,18 @@ impl LowRankFactors {
     }
 
     /// Packs `rows` rows of a middle into `tiles`, whose strips have [`middle_depth`](Self::middle_depth) tiles.
-    pub(super) fn second<'b>(&'b self, middle: &[f32], rows: usize, tiles: &'b mut [Tile]) -> Second<'b> {
-        let depth = self.middle_depth();
+    pub(super) fn pack_middle(&self, middle: &[f32], rows: usize, tiles: &mut [Tile]) {
         let view = View::rows_of(middle, rows, self.rank(), self.width());
-        for (strip, tiles) in tiles.chunks_exact_mut(depth.max(1)).enumerate() {
+        for (strip, tiles) in tiles.chunks_exact_mut(self.middle_depth().max(1)).enumerate() {
             for (place, tile) in tiles.iter_mut().enumerate() {
                 pack(corner(view, strip, place, self.scale), Order::Rows, tile);
             }
         }
+    }
+
+    /// The second half of the product, of packed rows of the middle.
+    pub(super) fn second<'a>(&'a self, tiles: &'a [Tile]) -> Second<'a> {
+        let depth = self.middle_depth();
         Second { a: PackedStrips { tiles, depth, strips: tiles.len() / depth.max(1) }, b: &self.outer }
     }
 }

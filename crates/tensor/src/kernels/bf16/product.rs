@@ -239,7 +239,8 @@ impl Task<'_> {
             }
         }
         let tiles = resize(tiles, self.rows.len() * factors.middle_depth(), Tile::ZERO);
-        Some(factors.second(middle, rows, tiles))
+        factors.pack_middle(middle, rows, tiles);
+        Some(factors.second(tiles))
     }
 }
 

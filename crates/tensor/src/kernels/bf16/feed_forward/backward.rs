@@ -9,7 +9,7 @@ use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::product::{Block, Output, Target, panels};
 use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer};
 use crate::kernels::gradient::sum_by_tokens;
-use crate::kernels::{View, ViewMut};
+use crate::kernels::{View, ViewMut, vectorised};
 use crate::{Matrix, Workspace};
 
 /// The gradients of a linear's update, as sums over pieces of the rows.
@@ -28,32 +28,37 @@ impl Sums {
         Some(Self { rank, a: room(width), b: room(out) })
     }
 
+    /// Adds the pieces up, in order: what remains is the first rows.
+    fn reduce(&mut self) {
+        let rank = self.rank;
+        rayon::join(|| add_pieces(&mut self.a, rank), || add_pieces(&mut self.b, rank));
+    }
+
     /// Writes the gradient of `A` `[r, in]`, or adds it.
     pub(crate) fn add_a(&self, da: &mut Matrix, beta: f32) {
-        let rank = self.rank;
-        add(&self.a, rank, |row, values| {
-            let out = da.row_mut(row % rank);
-            let beta = if row < rank { beta } else { 1.0 };
-            out.iter_mut().zip(values).for_each(|(out, value)| *out = if beta == 0.0 { 0.0 } else { *out } + value);
-        });
+        let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
+        da.data_mut().iter_mut().zip(self.a.data()).for_each(|(out, value)| *out = keep(*out) + value);
     }
 
     /// Writes the gradient of `B` `[out, r]`, or adds it.
     pub(crate) fn add_b(&self, db: &mut Matrix, beta: f32) {
-        let rank = self.rank;
-        add(&self.b, rank, |row, values| {
-            let beta = if row < rank { beta } else { 1.0 };
-            for (out, value) in db.data_mut()[row % rank..].iter_mut().step_by(rank).zip(values) {
-                *out = if beta == 0.0 { 0.0 } else { *out } + value;
-            }
-        });
+        let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
+        let out = self.b.cols();
+        for (place, row) in db.data_mut().chunks_exact_mut(self.rank).enumerate() {
+            let values = self.b.data()[place..].iter().step_by(out);
+            row.iter_mut().zip(values).for_each(|(out, value)| *out = keep(*out) + value);
+        }
     }
 }
 
-fn add(sums: &Matrix, rank: usize, mut row: impl FnMut(usize, &[f32])) {
-    debug_assert!(sums.rows().is_multiple_of(rank.max(1)));
-    for number in 0..sums.rows() {
-        row(number, sums.row(number));
+fn add_pieces(sums: &mut Matrix, rank: usize) {
+    let size = (rank * sums.cols()).max(1);
+    let (total, others) = sums.data_mut().split_at_mut(size);
+    for other in others.chunks_exact(size) {
+        vectorised(
+            #[inline(always)]
+            || total.iter_mut().zip(other).for_each(|(total, value)| *total += value),
+        );
     }
 }
 
@@ -90,6 +95,7 @@ pub(crate) fn backward(
         tasks.push(Task { workspace, parts, sharing, kept, x, dy, rows, dx: own_dx, sums: own_sums });
     }
     tasks.into_par_iter().for_each(|task| on_unit!(unit, task));
+    sums.par_iter_mut().flatten().for_each(Sums::reduce);
     sums
 }
 
@@ -142,6 +148,7 @@ impl Task<'_, '_> {
         let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips));
         if let Some(middle) = &mut middles[DOWN] {
             middle.add(unit, &dy.strips(), 0..dy.depth, false);
+            middle.pack();
         }
         let (hidden, block_strips) = (parts.up.columns.depth(), parts.block_strips());
         let (tiles, block_tiles) = (hidden / DEPTH, block_strips * LANES / DEPTH);
@@ -161,7 +168,7 @@ impl Task<'_, '_> {
                 let output = Output { c: inner.as_mut_ptr(), stride: width, rows: strips * LANES, cols: width };
                 let block = columns.start / LANES..columns.end / LANES;
                 let target = Target { output: &output, first_row: 0, first_strip: block.start };
-                let second = middles[DOWN].as_mut().map(Middle::second);
+                let second = middles[DOWN].as_ref().map(Middle::second);
                 let down = &*parts.down.columns;
                 let a = dy.strips();
                 panels(unit, &target, &a, down, block, 0..dy.depth, second.as_ref(), false, &mut scratch);
@@ -191,7 +198,10 @@ impl Task<'_, '_> {
                 let mut second = None;
                 if let Some(middle) = &mut middles[site] {
                     middle.add(unit, &gradient.strips(), start..end, start > 0);
-                    second = last.then(|| middle.second());
+                    if last {
+                        middle.pack();
+                        second = Some(middle.second());
+                    }
                 }
                 let Some((dx, _)) = &mut self.dx else { continue };
                 let dx = Output { c: dx.as_mut_ptr(), stride: x.cols, rows: rows.len(), cols: x.cols };

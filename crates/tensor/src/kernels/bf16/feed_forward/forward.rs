@@ -101,11 +101,12 @@ impl Task<'_, '_> {
         let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips));
         for middle in middles[..2].iter_mut().flatten() {
             middle.add(unit, &x.strips(), 0..x.depth, false);
+            middle.pack();
         }
         self.keep_middles(&middles[..2], 0);
         let [gate_middle, up_middle, down_middle] = &mut middles;
-        let gate_second = gate_middle.as_mut().map(Middle::second);
-        let up_second = up_middle.as_mut().map(Middle::second);
+        let gate_second = gate_middle.as_ref().map(Middle::second);
+        let up_second = up_middle.as_ref().map(Middle::second);
         let (hidden, block_strips) = (parts.up.columns.cols(), parts.block_strips());
         let (tiles, block_tiles) = (hidden / DEPTH, block_strips * LANES / DEPTH);
         let chunk = self.sharing.chunk(tiles, x.depth, 1, block_tiles);
@@ -147,7 +148,10 @@ impl Task<'_, '_> {
             let mut second = None;
             if let Some(middle) = down_middle {
                 middle.add(unit, &inner.strips(), start..end, start > 0);
-                second = (end == tiles).then(|| middle.second());
+                if end == tiles {
+                    middle.pack();
+                    second = Some(middle.second());
+                }
             }
             let strips = 0..width.div_ceil(LANES);
             let columns = &*parts.down.columns;

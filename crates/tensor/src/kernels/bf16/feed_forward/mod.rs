@@ -184,9 +184,14 @@ impl<'a> Middle<'a> {
         self.factors.add_middle(unit, a, &depth, accumulate, self.values.data_mut());
     }
 
+    /// Packs what was added, for [`Middle::second`].
+    fn pack(&mut self) {
+        self.factors.pack_middle(self.values.data(), self.values.rows(), &mut self.tiles);
+    }
+
     /// The second half of the product.
-    fn second(&mut self) -> super::low_rank::Second<'_> {
-        self.factors.second(self.values.data(), self.values.rows(), &mut self.tiles)
+    fn second(&self) -> super::low_rank::Second<'_> {
+        self.factors.second(&self.tiles)
     }
 
     /// `[rows, r]`.
