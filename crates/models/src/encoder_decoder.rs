@@ -40,6 +40,11 @@ pub(crate) trait EncoderDecoder: Send + Sync {
     /// The output embedding, of a language model.
     fn language_head(&self) -> Option<(SiteId, Base<'_>)>;
 
+    /// As [`Model::untied_copies`].
+    fn untied_copies(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The token that the decoder begins with; `None` where the encoder stands alone.
     fn decoder_start(&self) -> Option<u32>;
 
@@ -124,5 +129,9 @@ impl<T: EncoderDecoder> Model for T {
 
     fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
         self.table().tensors()
+    }
+
+    fn untied_copies(&self) -> Vec<String> {
+        EncoderDecoder::untied_copies(self)
     }
 }

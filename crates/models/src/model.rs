@@ -115,4 +115,10 @@ pub trait Model: Send + Sync {
 
     /// All tensors of a checkpoint: Hugging Face name, value, shape as saved. A tied output embedding is left out.
     fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)>;
+
+    /// Names under which a checkpoint holds the token embedding once more where the output embedding is no longer tied to
+    /// it.
+    fn untied_copies(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -197,12 +197,18 @@ fn tensors_to_save<'a>(
     own.retain(|(name, ..)| !(tied && Some(name) == head.as_ref()));
     let sites = model.sites().iter().filter(|site| site.stored_transposed);
     let transposed: BTreeSet<String> = sites.map(|site| format!("{}.weight", site.path)).collect();
-    let saved = own.into_iter().map(|(name, weight, shape)| {
+    let saved = |(name, weight, shape): (String, FrozenWeight, Vec<usize>)| {
         let value = replaced.get(&name).map_or(SavedValue::Own(weight), SavedValue::Replaced);
         let transposed = transposed.contains(&name);
         Saved { name, shape, value, transposed }
+    };
+    let untied = own.iter().find(|(name, ..)| was_tied && !tied && Some(name) == embedding.as_ref()).cloned();
+    let copies = untied.into_iter().flat_map(|embedding| {
+        let named = |name| Saved { name, ..saved(embedding.clone()) };
+        model.untied_copies().into_iter().map(named).collect::<Vec<_>>()
     });
-    Ok((saved.collect(), tied))
+    let copies: Vec<_> = copies.collect();
+    Ok((own.into_iter().map(saved).chain(copies).collect(), tied))
 }
 
 /// The name of the weight with a role.
@@ -512,6 +518,25 @@ mod tests {
         let ModelError::Tensors { problems, .. } = error else { panic!("{error}") };
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(entries(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn an_untied_bart_is_written_with_a_table_for_each_stack() {
+        let tied = load_model(&fixtures::path("bart/model")).unwrap().model;
+        let table = |model: &dyn Model, name: &str| {
+            model.tensors().into_iter().find(|(other, ..)| other == name).map(|(_, weight, _)| weight.to_matrix())
+        };
+        let shared = table(&*tied, "model.shared.weight").unwrap();
+        let mut head = shared.clone();
+        head.data_mut().iter_mut().for_each(|value| *value *= 2.0);
+        let folder = tempfile::tempdir().unwrap();
+        save(&*tied, folder.path(), &BTreeMap::from([("lm_head.weight".to_owned(), head.clone())])).unwrap();
+        let untied = load_model(folder.path()).unwrap().model;
+        assert!(tied.info().tied && !untied.info().tied);
+        for name in ["shared", "encoder.embed_tokens", "decoder.embed_tokens"] {
+            assert_eq!(table(&*untied, &format!("model.{name}.weight")).as_ref(), Some(&shared), "{name}");
+        }
+        assert_eq!(table(&*untied, "lm_head.weight"), Some(head));
     }
 
     #[test]

@@ -35,6 +35,10 @@ impl EncoderDecoder for Bart {
         self.lm_head.map(|site| (site, Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }))
     }
 
+    fn untied_copies(&self) -> Vec<String> {
+        ["encoder", "decoder"].map(|stack| self.config.path(&format!("{stack}.embed_tokens.weight"))).to_vec()
+    }
+
     fn decoder_start(&self) -> Option<u32> {
         Some(self.config.decoder_start_token_id)
     }
