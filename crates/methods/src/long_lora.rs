@@ -17,9 +17,9 @@ pub struct LongLoraConfig {
     /// LoRA's keys. Where nothing is set, attention's projections are targeted, and the embeddings and norms trained.
     #[serde(flatten)]
     pub lora: LoraConfig,
-    /// Tokens of a group as a part of the sequence.
+    /// Tokens of a group as a part of the sequence: for sequences that are all as long as the context.
     pub group_size_ratio: f64,
-    /// Tokens of a group, in place of a part.
+    /// Tokens of a group, in place of a part: for sequences of many lengths, of which short ones then keep full attention.
     pub group_size: Option<usize>,
     /// What becomes of the half groups at the ends, where groups are shifted.
     pub shifted_ends: Ends,
