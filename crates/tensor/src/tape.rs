@@ -69,7 +69,7 @@ impl Var {
 
     /// The matrix itself where this was its last user, otherwise a copy.
     pub(crate) fn into_matrix(self, workspace: &Workspace) -> Matrix {
-        Arc::try_unwrap(self.value).unwrap_or_else(|shared| shared.copy_in(workspace))
+        owned(self.value, workspace)
     }
 }
 
@@ -77,6 +77,25 @@ impl Var {
 pub(crate) trait Backward: Send {
     /// Adds to `flow` the gradients of the inputs, given `gradient`, that of the output.
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>);
+
+    /// The same of a gradient that may have other users. Operations that only read it need no copy of it.
+    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        let gradient = owned(gradient, flow.workspace());
+        self.backward(gradient, flow);
+    }
+}
+
+/// The matrix itself where this was its last user, otherwise a copy.
+fn owned(matrix: Arc<Matrix>, workspace: &Workspace) -> Matrix {
+    Arc::try_unwrap(matrix).unwrap_or_else(|shared| shared.copy_in(workspace))
+}
+
+/// The matrix for changing, as a copy where it has other users.
+fn unshared<'a>(matrix: &'a mut Arc<Matrix>, workspace: &Workspace) -> &'a mut Matrix {
+    if Arc::get_mut(matrix).is_none() {
+        *matrix = Arc::new(matrix.copy_in(workspace));
+    }
+    Arc::get_mut(matrix).expect("nobody else uses it now")
 }
 
 pub(crate) enum Entry {
@@ -228,14 +247,13 @@ impl Tape {
         let Some(root) = output.node else { return inputs };
         drop(output);
         self.shared.clear();
-        let mut pending: Vec<Option<Matrix>> = Vec::new();
-        pending.resize_with(self.entries.len(), || None);
+        let mut pending: Vec<Option<Arc<Matrix>>> = vec![None; self.entries.len()];
         for (entry, pending) in self.entries.iter().zip(&mut pending) {
             if let Entry::Input(number) = entry {
-                *pending = inputs[*number].take();
+                *pending = inputs[*number].take().map(Arc::new);
             }
         }
-        pending[root.0] = Some(gradient);
+        pending[root.0] = Some(Arc::new(gradient));
         while let Some(entry) = self.entries.pop() {
             let Some(gradient) = pending.pop().flatten() else { continue };
             let mut flow =
@@ -243,7 +261,7 @@ impl Tape {
             match entry {
                 Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
                 Entry::Operation(name, operation) => {
-                    operation.backward(gradient, &mut flow);
+                    operation.backward_shared(gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
                         stopwatch.lap(name, Direction::Backward);
                     }
@@ -251,12 +269,13 @@ impl Tape {
                 Entry::Block(checkpoint) => {
                     let rerun = rerun.expect("a checkpointing tape goes back by `backward_rerunning`");
                     let tape = Self { dropout: self.dropout, ..Self::differentiating(&self.workspace) };
+                    let gradient = owned(gradient, &self.workspace);
                     checkpoint.backward(tape, rerun, gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
                         stopwatch.skip();
                     }
                 }
-                Entry::Input(number) => inputs[number] = Some(gradient),
+                Entry::Input(number) => inputs[number] = Some(owned(gradient, &self.workspace)),
             }
         }
         inputs
@@ -272,7 +291,7 @@ impl Tape {
 pub(crate) struct Flow<'a> {
     workspace: &'a Workspace,
     entries: &'a [Entry],
-    pending: &'a mut Vec<Option<Matrix>>,
+    pending: &'a mut Vec<Option<Arc<Matrix>>>,
     gradients: &'a mut Gradients,
 }
 
@@ -295,16 +314,21 @@ impl Flow<'_> {
 
     /// The gradient so far of a value, which begins anew.
     pub(crate) fn take(&mut self, node: Option<NodeId>) -> Option<Matrix> {
-        self.pending[node?.0].take()
+        self.pending[node?.0].take().map(|gradient| owned(gradient, self.workspace))
     }
 
     /// Adds a whole gradient.
     pub(crate) fn add(&mut self, input: Option<NodeId>, gradient: Matrix) {
+        self.add_shared(input, Arc::new(gradient));
+    }
+
+    /// Adds a whole gradient that may have other users.
+    pub(crate) fn add_shared(&mut self, input: Option<NodeId>, gradient: Arc<Matrix>) {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
             Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
             _ => match &mut self.pending[node.0] {
-                Some(sum) => add_assign(sum, &gradient),
+                Some(sum) => add_assign(unshared(sum, self.workspace), &gradient),
                 empty => *empty = Some(gradient),
             },
         }
@@ -322,11 +346,11 @@ impl Flow<'_> {
         match &self.entries[node.0] {
             Entry::Parameter(id) => write(self.workspace, self.gradients.accumulator(*id, shape), 1.0),
             _ => match &mut self.pending[node.0] {
-                Some(sum) => write(self.workspace, sum, 1.0),
+                Some(sum) => write(self.workspace, unshared(sum, self.workspace), 1.0),
                 empty => {
                     let mut matrix = Matrix::uninitialised(self.workspace, shape.0, shape.1);
                     write(self.workspace, &mut matrix, 0.0);
-                    *empty = Some(matrix);
+                    *empty = Some(Arc::new(matrix));
                 }
             },
         }

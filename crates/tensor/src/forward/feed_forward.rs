@@ -1,7 +1,8 @@
 //! The feed-forward of a block: its linear sites and what lies between them.
 
 use super::Forward;
-use crate::ops::feed_forward::{FeedForwardLinears, UpdatedLinear};
+use crate::ops::feed_forward::FeedForwardLinears;
+use crate::ops::updated_linear::UpdatedLinear;
 use crate::tuner::Base;
 use crate::{Activation, SiteId, Var};
 
@@ -48,20 +49,19 @@ impl Forward<'_> {
         if drops || !self.tape.has_feed_forward(rows, &weights, up.1.weight.rows()) {
             return None;
         }
-        let mut linear = |(site, base)| -> Option<UpdatedLinear<'a>> {
-            match self.weight_tuners(site, &self.segments)[..] {
-                [(_, None)] => Some(UpdatedLinear { base, update: None }),
-                [(_, Some(tuner))] => {
-                    let update = tuner.low_rank(self.tape)?;
-                    Some(UpdatedLinear { base, update: Some(update) })
-                }
-                _ => None,
-            }
-        };
         let gate = match gate {
-            Some(gate) => Some(linear(gate)?),
+            Some(gate) => Some(self.updated(gate)?),
             None => None,
         };
-        Some(FeedForwardLinears { gate, up: linear(up)?, down: linear(down)? })
+        Some(FeedForwardLinears { gate, up: self.updated(up)?, down: self.updated(down)? })
+    }
+
+    /// The linear of a site with its update, where all rows have one tuner and that is low-rank at the most.
+    fn updated<'b>(&mut self, (site, base): (SiteId, Base<'b>)) -> Option<UpdatedLinear<'b>> {
+        match self.weight_tuners(site, &self.segments)[..] {
+            [(_, None)] => Some(UpdatedLinear { base, update: None }),
+            [(_, Some(tuner))] => Some(UpdatedLinear { base, update: Some(tuner.low_rank(self.tape)?) }),
+            _ => None,
+        }
     }
 }

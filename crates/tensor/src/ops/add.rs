@@ -1,6 +1,7 @@
 //! Sums: of two values, and of a row to every row.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ops::for_each_row_block;
 use crate::tape::{Backward, Flow, NodeId};
@@ -52,13 +53,12 @@ struct Add {
 
 impl Backward for Add {
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
-        if self.nodes[0].is_some() && self.nodes[1].is_some() {
-            let copy = gradient.copy_in(flow.workspace());
-            flow.add(self.nodes[0], copy);
-            flow.add(self.nodes[1], gradient);
-        } else {
-            flow.add(self.nodes[0].or(self.nodes[1]), gradient);
-        }
+        self.backward_shared(Arc::new(gradient), flow);
+    }
+
+    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        flow.add_shared(self.nodes[0], Arc::clone(&gradient));
+        flow.add_shared(self.nodes[1], gradient);
     }
 }
 

@@ -3,19 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::kernels::bf16::LowRankFactors;
-use crate::kernels::bf16::feed_forward::{Gating, Kept, Part, Parts, backward, forward};
+use crate::kernels::bf16::feed_forward::{Gating, Kept, Parts, backward, forward};
 use crate::kernels::{View, ViewMut, vectorised};
 use crate::ops::activation::{Function, with_function};
+use crate::ops::updated_linear::{Linear, UpdatedLinear};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::tuner::LowRankUpdate;
-use crate::{Activation, Base, FrozenWeight, Matrix, Precision, Tape, Var, Workspace};
-
-/// A frozen linear with a low-rank update, if any.
-pub(crate) struct UpdatedLinear<'a> {
-    pub(crate) base: Base<'a>,
-    pub(crate) update: Option<LowRankUpdate>,
-}
+use crate::{Activation, FrozenWeight, Matrix, Precision, Tape, Var};
 
 /// The linears of a feed-forward.
 pub(crate) struct FeedForwardLinears<'a> {
@@ -47,19 +40,15 @@ impl Tape {
     /// If [`Tape::has_feed_forward`] says that it doesn't, or the shapes disagree.
     pub(crate) fn feed_forward(&mut self, activation: Activation, x: &Var, linears: FeedForwardLinears<'_>) -> Var {
         let FeedForwardLinears { gate, up, down } = linears;
-        let nodes: Vec<Option<NodeId>> = [gate.as_ref(), Some(&up), Some(&down)]
-            .into_iter()
-            .flatten()
-            .filter_map(|linear| linear.update.as_ref())
-            .flat_map(|update| [update.a.node(), update.b.node()])
-            .chain([x.node()])
-            .collect();
+        let all = [gate.as_ref(), Some(&up), Some(&down)];
+        let nodes: Vec<Option<NodeId>> =
+            all.into_iter().flatten().flat_map(UpdatedLinear::nodes).chain([x.node()]).collect();
         let workspace = self.workspace();
         let gating = gating(activation, gate.is_some());
         let parts = Parts {
-            gate: gate.as_ref().map(|linear| forward_part(workspace, linear)),
-            up: forward_part(workspace, &up),
-            down: forward_part(workspace, &down),
+            gate: gate.as_ref().map(|linear| linear.part(workspace)),
+            up: up.part(workspace),
+            down: down.part(workspace),
             gating,
         };
         let mut y = Matrix::uninitialised(workspace, x.rows(), down.base.weight.rows());
@@ -78,50 +67,6 @@ impl Tape {
     }
 }
 
-fn forward_part<'a>(workspace: &Workspace, linear: &UpdatedLinear<'a>) -> Part<'a> {
-    let UpdatedLinear { base, update } = linear;
-    let low_rank = update.as_ref().map(|LowRankUpdate { a, b, scale }| {
-        let (inner, outer) = (View::of(a.value()).transposed(), View::of(b.value()).transposed());
-        LowRankFactors::pack(workspace, inner, outer, *scale)
-    });
-    let columns = base.weight.forward_columns().expect("the weight has products in bf16");
-    Part { columns, bias: base.bias.map(|bias| bias.to_matrix().to_vec()), low_rank }
-}
-
-/// What the way back needs of a linear.
-struct Linear {
-    weight: FrozenWeight,
-    update: Option<Update>,
-}
-
-struct Update {
-    a: Arc<Matrix>,
-    b: Arc<Matrix>,
-    scale: f32,
-    nodes: [Option<NodeId>; 2],
-}
-
-impl Linear {
-    fn of(linear: UpdatedLinear<'_>) -> Self {
-        let update = linear.update.map(|LowRankUpdate { a, b, scale }| Update {
-            a: a.shared(),
-            b: b.shared(),
-            scale,
-            nodes: [a.node(), b.node()],
-        });
-        Self { weight: linear.base.weight.clone(), update }
-    }
-
-    fn part(&self, workspace: &Workspace) -> Part<'_> {
-        let low_rank = self
-            .update
-            .as_ref()
-            .map(|Update { a, b, scale, .. }| LowRankFactors::pack(workspace, View::of(b), View::of(a), *scale));
-        let columns = self.weight.gradient_columns().expect("the weight has products in bf16");
-        Part { columns, bias: None, low_rank }
-    }
-}
-
 struct FeedForward {
     x: Arc<Matrix>,
     x_node: Option<NodeId>,
@@ -133,6 +78,10 @@ struct FeedForward {
 
 impl Backward for FeedForward {
     fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+        self.backward_shared(Arc::new(gradient), flow);
+    }
+
+    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let Self { x, x_node, linears, gating, kept } = *self;
         let workspace = flow.workspace().clone();
         let unit = workspace.kernels().unit();
@@ -147,9 +96,7 @@ impl Backward for FeedForward {
         let sums = sums.unwrap_or_else(|| run(None));
         drop(parts);
         for (linear, sums) in linears.iter().zip(sums) {
-            let (Some(Linear { update: Some(update), .. }), Some(sums)) = (linear, sums) else { continue };
-            flow.accumulate(update.nodes[0], update.a.shape(), |_, da, beta| sums.add_a(da, beta));
-            flow.accumulate(update.nodes[1], update.b.shape(), |_, db, beta| sums.add_b(db, beta));
+            linear.iter().zip([sums]).for_each(|(linear, sums)| linear.add(sums, flow));
         }
     }
 }
@@ -208,7 +155,8 @@ fn plain_backward<F: Function>(_: &mut [f32], up: &mut [f32], dh: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::ops::finite_differences::random;
-    use crate::{Gradients, Kernels, Parameter};
+    use crate::tuner::LowRankUpdate;
+    use crate::{Base, Gradients, Kernels, Parameter, Workspace};
 
     /// A feed-forward, its input, and its updates.
     struct Case {

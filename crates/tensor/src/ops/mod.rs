@@ -30,6 +30,7 @@ pub(crate) mod span_cross_entropy;
 pub(crate) mod sparse_product;
 pub(crate) mod squared_error;
 pub(crate) mod transpose;
+pub(crate) mod updated_linear;
 
 #[cfg(test)]
 pub(crate) mod finite_differences;

@@ -8,15 +8,22 @@ const CHUNK: usize = 1 << 16;
 
 /// The Euclidean norm of all gradients of `parameters` together, summed in float64. A missing gradient counts as zero.
 pub fn grad_norm(parameters: &[&Parameter], gradients: &Gradients) -> f64 {
-    let squares = |values: &[f32]| {
-        let partial: Vec<f64> = values
-            .par_chunks(CHUNK)
-            .map(|chunk| chunk.iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
-            .collect();
-        partial.iter().sum::<f64>()
-    };
     let found = parameters.iter().filter_map(|parameter| gradients.get(parameter.id()));
-    found.map(|gradient| squares(gradient.data())).sum::<f64>().sqrt()
+    let chunks: Vec<&[f32]> = found.flat_map(|gradient| gradient.data().chunks(CHUNK)).collect();
+    let partial: Vec<f64> = chunks.into_par_iter().map(squares).collect();
+    partial.iter().sum::<f64>().sqrt()
+}
+
+/// `Σ value²`, in lanes so that it vectorises, in an order that never changes.
+fn squares(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (chunks, rest) = values.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
 }
 
 /// Scales the gradients of `parameters` so that their global norm is at most `max_norm`, and returns the norm they had.

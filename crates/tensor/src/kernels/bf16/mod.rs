@@ -19,7 +19,9 @@ mod low_rank;
 mod operand;
 mod pack;
 mod product;
+mod rows;
 mod stack;
+mod sums;
 mod tile;
 
 #[cfg(test)]
@@ -30,7 +32,9 @@ pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, prefetch, transpose};
 pub(crate) use product::Product;
+pub(crate) use rows::Part;
 pub(crate) use stack::{Padded, Stack};
+pub(crate) use sums::Sums;
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
 
 use crate::kernels::{Parallelism, ViewMut};

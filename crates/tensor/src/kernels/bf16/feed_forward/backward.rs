@@ -4,63 +4,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Kept, Middle, Packed, Part, Parts, Sharing, fill, on_unit, packed, unpack};
+use super::{Kept, Parts, fill, unpack};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::rows::{Middle, Packed, Sharing, on_unit, packed};
+use crate::kernels::bf16::sums::{Sums, SumsOfRows};
 use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer};
-use crate::kernels::gradient::sum_by_tokens;
-use crate::kernels::{View, ViewMut, vectorised};
+use crate::kernels::{View, ViewMut};
 use crate::{Matrix, Workspace};
-
-/// The gradients of a linear's update, as sums over pieces of the rows.
-pub(crate) struct Sums {
-    rank: usize,
-    /// `s·uᵀ·input` `[pieces · r, in]`, with `u = dy·B`.
-    a: Matrix,
-    /// `s·tᵀ·dy` `[pieces · r, out]`, with `t = input·Aᵀ`.
-    b: Matrix,
-}
-
-impl Sums {
-    fn with_room(workspace: &Workspace, part: &Part<'_>, pieces: usize) -> Option<Self> {
-        let (out, rank, width) = part.low_rank.as_ref()?.sizes();
-        let room = |cols| Matrix::uninitialised(workspace, pieces * rank, cols);
-        Some(Self { rank, a: room(width), b: room(out) })
-    }
-
-    /// Adds the pieces up, in order: what remains is the first rows.
-    fn reduce(&mut self) {
-        let rank = self.rank;
-        rayon::join(|| add_pieces(&mut self.a, rank), || add_pieces(&mut self.b, rank));
-    }
-
-    /// Writes the gradient of `A` `[r, in]`, or adds it.
-    pub(crate) fn add_a(&self, da: &mut Matrix, beta: f32) {
-        let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
-        da.data_mut().iter_mut().zip(self.a.data()).for_each(|(out, value)| *out = keep(*out) + value);
-    }
-
-    /// Writes the gradient of `B` `[out, r]`, or adds it.
-    pub(crate) fn add_b(&self, db: &mut Matrix, beta: f32) {
-        let keep = |value: f32| if beta == 0.0 { 0.0 } else { value };
-        let out = self.b.cols();
-        for (place, row) in db.data_mut().chunks_exact_mut(self.rank).enumerate() {
-            let values = self.b.data()[place..].iter().step_by(out);
-            row.iter_mut().zip(values).for_each(|(out, value)| *out = keep(*out) + value);
-        }
-    }
-}
-
-fn add_pieces(sums: &mut Matrix, rank: usize) {
-    let size = (rank * sums.cols()).max(1);
-    let (total, others) = sums.data_mut().split_at_mut(size);
-    for other in others.chunks_exact(size) {
-        vectorised(
-            #[inline(always)]
-            || total.iter_mut().zip(other).for_each(|(total, value)| *total += value),
-        );
-    }
-}
 
 /// Adds to `dx` `[rows, in]`, or writes there, the gradient of the feed-forward's input `x`, given that of its output
 /// `dy` `[rows, out]`; gives the gradients of the updates of gate, up and down. `parts` are the linears' gradients.
@@ -97,28 +48,6 @@ pub(crate) fn backward(
     tasks.into_par_iter().for_each(|task| on_unit!(unit, task));
     sums.par_iter_mut().flatten().for_each(Sums::reduce);
     sums
-}
-
-/// The sums of some pieces.
-struct SumsOfRows<'a> {
-    rank: usize,
-    a: (&'a mut [f32], usize),
-    b: (&'a mut [f32], usize),
-}
-
-impl<'a> SumsOfRows<'a> {
-    fn all(sums: &'a mut Sums) -> Self {
-        let (a_cols, b_cols) = (sums.a.cols(), sums.b.cols());
-        Self { rank: sums.rank, a: (sums.a.data_mut(), a_cols), b: (sums.b.data_mut(), b_cols) }
-    }
-
-    fn split(self, pieces: usize) -> (Self, Self) {
-        let Self { rank, a, b } = self;
-        let (a_own, a_after) = a.0.split_at_mut(pieces * rank * a.1);
-        let (b_own, b_after) = b.0.split_at_mut(pieces * rank * b.1);
-        let part = |a_values, b_values| Self { rank, a: (a_values, a.1), b: (b_values, b.1) };
-        (part(a_own, b_own), part(a_after, b_after))
-    }
 }
 
 /// Some rows.
@@ -218,44 +147,18 @@ impl Task<'_, '_> {
         self.sum_b(DOWN, 0..dy.cols, dy);
     }
 
-    /// The rows of each piece, counted from the task's first.
-    fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (rows, piece) = (self.rows.len(), self.sharing.piece * LANES);
-        (0..rows).step_by(piece).map(move |first| first..rows.min(first + piece))
-    }
-
     /// `s·uᵀ·input` for columns of the input: a block of the task's rows.
     fn sum_a(&mut self, site: usize, columns: Range<usize>, u: Option<&Middle<'_>>, input: View<'_>) {
-        let pieces = self.pieces();
-        let (Some(u), Some(sums)) = (u, &mut self.sums[site]) else { return };
-        for (piece, rows) in pieces.enumerate() {
-            let sum = of_piece(&mut sums.a, sums.rank, piece, columns.clone());
-            sum_by_tokens(u.factors.scale(), u.view(rows.clone()).transposed(), input.rows(rows), sum);
+        if let (Some(u), Some(sums)) = (u, &mut self.sums[site]) {
+            sums.sum_a(self.sharing.rows_of_pieces(self.rows.len()), columns, u, input);
         }
     }
 
     /// `s·tᵀ·dy` for columns of `dy`, that of the linear: a block of the task's rows.
     fn sum_b(&mut self, site: usize, columns: Range<usize>, dy: View<'_>) {
-        let (pieces, first) = (self.pieces(), self.rows.start);
-        let factors = self.parts.all()[site].and_then(|part| part.low_rank.as_ref());
-        let (Some(factors), Some(t), Some(sums)) = (factors, &self.kept.middles[site], &mut self.sums[site]) else {
-            return;
-        };
-        for (piece, rows) in pieces.enumerate() {
-            let sum = of_piece(&mut sums.b, sums.rank, piece, columns.clone());
-            let t = View::of(t).rows(first + rows.start..first + rows.end);
-            sum_by_tokens(factors.scale(), t.transposed(), dy.rows(rows), sum);
+        if let (Some(t), Some(sums)) = (&self.kept.middles[site], &mut self.sums[site]) {
+            let t = View::of(t).rows(self.rows.clone());
+            sums.sum_b(self.sharing.rows_of_pieces(self.rows.len()), columns, t, dy);
         }
     }
-}
-
-/// Columns of a piece's sum.
-fn of_piece<'a>(
-    (values, cols): &'a mut (&mut [f32], usize),
-    rank: usize,
-    piece: usize,
-    columns: Range<usize>,
-) -> ViewMut<'a> {
-    let start = piece * rank * *cols + columns.start;
-    ViewMut::rows_of(&mut values[start..], rank, columns.len(), *cols)
 }

@@ -2,11 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Kept, Middle, Packed, Part, Parts, Sharing, fill, keep, on_unit, packed};
+use super::{Kept, Parts, fill, keep};
+use crate::kernels::View;
 use crate::kernels::bf16::Unit;
+use crate::kernels::bf16::low_rank::Second;
 use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
+use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
-use crate::kernels::{View, vectorised};
 use crate::{Matrix, Workspace};
 
 /// Writes the feed-forward of `x` `[rows, in]` to `y` `[rows, out]`, and gives what the way back needs if `keep`.
@@ -168,9 +170,9 @@ impl Task<'_, '_> {
     fn keep_middles(&mut self, middles: &[Option<Middle<'_>>], first: usize) {
         let Some(kept) = &mut self.kept else { return };
         for (middle, kept) in middles.iter().zip(&mut kept.middles[first..]) {
-            let (Some(middle), Some((rank, kept))) = (middle, kept) else { continue };
-            let rows = middle.values.data().chunks_exact(middle.values.cols());
-            kept.chunks_exact_mut(*rank).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[..*rank]));
+            if let (Some(middle), Some((_, kept))) = (middle, kept) {
+                middle.copy_to(kept);
+            }
         }
     }
 }
@@ -181,7 +183,7 @@ fn linear_block(
     x: &PackedStrips<'_>,
     part: &Part<'_>,
     columns: std::ops::Range<usize>,
-    second: Option<&crate::kernels::bf16::low_rank::Second<'_>>,
+    second: Option<&Second<'_>>,
     values: &mut [f32],
     scratch: &mut [Tile],
 ) {
@@ -193,15 +195,4 @@ fn linear_block(
     if let Some(bias) = &part.bias {
         add_bias(values, &bias[columns]);
     }
-}
-
-fn add_bias(rows: &mut [f32], bias: &[f32]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-            }
-        },
-    );
 }

@@ -11,24 +11,14 @@ mod forward;
 
 use std::ops::Range;
 
-use super::low_rank::LowRankFactors;
-use super::operand::Columns;
 use super::pack::{Order, pack_strip};
-use super::product::{Block, PackedStrips};
+use super::rows::{MOST_PIECES, Part, Sharing};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer, from_bf16};
+use crate::Matrix;
 use crate::kernels::{View, vectorised};
-use crate::{Matrix, Workspace};
 
 pub(crate) use backward::backward;
 pub(crate) use forward::forward;
-
-/// A linear on the way forward, or back to its input's gradient.
-pub(crate) struct Part<'a> {
-    pub(crate) columns: Box<dyn Columns + 'a>,
-    /// Added on the way forward.
-    pub(crate) bias: Option<Vec<f32>>,
-    pub(crate) low_rank: Option<LowRankFactors>,
-}
 
 /// What is made of blocks of hidden values, in place. The first slice is empty where there is no gate.
 #[derive(Clone, Copy)]
@@ -68,39 +58,7 @@ pub(crate) struct Kept {
     middles: [Option<Matrix>; 3],
 }
 
-/// How the rows are shared. Sums over rows are made piece by piece, which depend on the number of rows alone.
-#[derive(Clone, Copy)]
-struct Sharing {
-    /// Strips of rows in all, and of a piece.
-    strips: usize,
-    piece: usize,
-    /// Pieces of a task.
-    pieces: usize,
-}
-
-/// Pieces of a task, at the most.
-const MOST_PIECES: usize = 2;
-
 impl Sharing {
-    fn of(rows: usize) -> Self {
-        const MOST_STRIPS: usize = 8;
-        let strips = rows.div_ceil(LANES);
-        let count = strips.div_ceil(MOST_STRIPS).next_multiple_of(2);
-        let piece = strips.div_ceil(count).max(1);
-        let pieces = strips.div_ceil(piece).div_ceil(rayon::current_num_threads()).clamp(1, MOST_PIECES);
-        Self { strips, piece, pieces }
-    }
-
-    /// Rows of a task.
-    fn task_rows(&self) -> usize {
-        self.pieces * self.piece * LANES
-    }
-
-    /// Pieces in all.
-    fn count(&self) -> usize {
-        self.strips.div_ceil(self.piece)
-    }
-
     /// Where the tiles of `columns` tiles of hidden features from `place` on, of `tiles`, are kept for each piece of a task
     /// of `strips` strips; with the piece's strips.
     fn kept(
@@ -127,35 +85,6 @@ impl Sharing {
     }
 }
 
-/// Rows `rows` of `view` in tiles.
-fn packed(workspace: &Workspace, view: View<'_>, rows: Range<usize>) -> Packed {
-    let (strips, depth) = (rows.len().div_ceil(LANES), view.cols.div_ceil(DEPTH));
-    let mut tiles = TileBuffer::new(workspace, strips * depth);
-    for (strip, tiles) in tiles.chunks_exact_mut(depth.max(1)).enumerate() {
-        let first = rows.start + strip * LANES;
-        pack_strip(view, first..rows.end.min(first + LANES), 0, 1.0, Order::Rows, tiles);
-    }
-    Packed { tiles, depth, strips }
-}
-
-/// Rows in tiles.
-struct Packed {
-    tiles: TileBuffer,
-    depth: usize,
-    strips: usize,
-}
-
-impl Packed {
-    /// Room for so many tiles, which hold nothing yet.
-    fn with_room(workspace: &Workspace, strips: usize, depth: usize) -> Self {
-        Self { tiles: TileBuffer::new(workspace, strips * depth), depth, strips }
-    }
-
-    fn strips(&self) -> PackedStrips<'_> {
-        PackedStrips { tiles: &self.tiles, depth: self.depth, strips: self.strips }
-    }
-}
-
 /// Fills tiles of strips of `depth` tiles each, from tile `place` of each on, from a block of values, `width` a row.
 fn fill(tiles: &mut [Tile], depth: usize, block: &[f32], width: usize, place: usize) {
     let rows = block.len() / width;
@@ -163,40 +92,6 @@ fn fill(tiles: &mut [Tile], depth: usize, block: &[f32], width: usize, place: us
     for (strip, tiles) in tiles.chunks_exact_mut(depth).enumerate().take(rows / LANES) {
         let tiles = &mut tiles[place..][..width / DEPTH];
         pack_strip(view, strip * LANES..(strip + 1) * LANES, 0, 1.0, Order::Rows, tiles);
-    }
-}
-
-/// The middle of a low-rank product, of a task's rows.
-struct Middle<'a> {
-    factors: &'a LowRankFactors,
-    values: Matrix,
-    tiles: TileBuffer,
-}
-
-impl<'a> Middle<'a> {
-    fn new(workspace: &Workspace, part: Option<&'a Part<'_>>, strips: usize) -> Option<Self> {
-        let factors = part?.low_rank.as_ref()?;
-        let values = Matrix::uninitialised(workspace, strips * LANES, factors.width());
-        Some(Self { factors, values, tiles: TileBuffer::new(workspace, strips * factors.middle_depth()) })
-    }
-
-    fn add(&mut self, unit: &impl Block, a: &PackedStrips<'_>, depth: Range<usize>, accumulate: bool) {
-        self.factors.add_middle(unit, a, &depth, accumulate, self.values.data_mut());
-    }
-
-    /// Packs what was added, for [`Middle::second`].
-    fn pack(&mut self) {
-        self.factors.pack_middle(self.values.data(), self.values.rows(), &mut self.tiles);
-    }
-
-    /// The second half of the product.
-    fn second(&self) -> super::low_rank::Second<'_> {
-        self.factors.second(&self.tiles)
-    }
-
-    /// `[rows, r]`.
-    fn view(&self, rows: Range<usize>) -> View<'_> {
-        View::of(&self.values).rows(rows).columns(0..self.factors.rank())
     }
 }
 
@@ -233,17 +128,3 @@ fn keep(block: &[f32], width: usize, tiles: &mut [Tile]) {
         }
     }
 }
-
-/// Runs `$task.run(unit)` for the unit that `$unit` names.
-macro_rules! on_unit {
-    ($unit:expr, $task:expr) => {
-        match $unit {
-            #[cfg(target_arch = "x86_64")]
-            Unit::Amx => $task.run(&crate::kernels::bf16::amx::TileUnit::configure()),
-            #[cfg(target_arch = "x86_64")]
-            Unit::Avx512 => $task.run(&crate::kernels::bf16::avx512::VectorUnit::new()),
-            Unit::Float32 => $task.run(&crate::kernels::bf16::float32::FloatUnit),
-        }
-    };
-}
-use on_unit;

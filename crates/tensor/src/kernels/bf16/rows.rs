@@ -1,0 +1,155 @@
+//! Products of which a task takes some rows through everything: what such operations share.
+
+use std::ops::Range;
+
+use super::low_rank::{LowRankFactors, Second};
+use super::operand::Columns;
+use super::pack::{Order, pack_strip};
+use super::product::{Block, PackedStrips};
+use super::tile::{DEPTH, LANES, TileBuffer};
+use crate::kernels::{View, vectorised};
+use crate::{Matrix, Workspace};
+
+/// A linear on the way forward, or back to its input's gradient.
+pub(crate) struct Part<'a> {
+    pub(crate) columns: Box<dyn Columns + 'a>,
+    /// Added on the way forward.
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) low_rank: Option<LowRankFactors>,
+}
+
+/// How the rows are shared. Sums over rows are made piece by piece, which depend on the number of rows alone.
+#[derive(Clone, Copy)]
+pub(super) struct Sharing {
+    /// Strips of rows in all, and of a piece.
+    pub(super) strips: usize,
+    pub(super) piece: usize,
+    /// Pieces of a task.
+    pub(super) pieces: usize,
+}
+
+/// Pieces of a task, at the most.
+pub(super) const MOST_PIECES: usize = 2;
+
+impl Sharing {
+    pub(super) fn of(rows: usize) -> Self {
+        const MOST_STRIPS: usize = 8;
+        let strips = rows.div_ceil(LANES);
+        let count = strips.div_ceil(MOST_STRIPS).next_multiple_of(2);
+        let piece = strips.div_ceil(count).max(1);
+        let pieces = strips.div_ceil(piece).div_ceil(rayon::current_num_threads()).clamp(1, MOST_PIECES);
+        Self { strips, piece, pieces }
+    }
+
+    /// Rows of a task.
+    pub(super) fn task_rows(&self) -> usize {
+        self.pieces * self.piece * LANES
+    }
+
+    /// Pieces in all.
+    pub(super) fn count(&self) -> usize {
+        self.strips.div_ceil(self.piece)
+    }
+
+    /// The rows of each piece of a task of `rows` rows.
+    pub(super) fn rows_of_pieces(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let piece = self.piece * LANES;
+        (0..rows).step_by(piece).map(move |first| first..rows.min(first + piece))
+    }
+}
+
+/// Rows `rows` of `view` in tiles.
+pub(super) fn packed(workspace: &Workspace, view: View<'_>, rows: Range<usize>) -> Packed {
+    let (strips, depth) = (rows.len().div_ceil(LANES), view.cols.div_ceil(DEPTH));
+    let mut tiles = TileBuffer::new(workspace, strips * depth);
+    for (strip, tiles) in tiles.chunks_exact_mut(depth.max(1)).enumerate() {
+        let first = rows.start + strip * LANES;
+        pack_strip(view, first..rows.end.min(first + LANES), 0, 1.0, Order::Rows, tiles);
+    }
+    Packed { tiles, depth, strips }
+}
+
+/// Rows in tiles.
+pub(super) struct Packed {
+    pub(super) tiles: TileBuffer,
+    pub(super) depth: usize,
+    pub(super) strips: usize,
+}
+
+impl Packed {
+    /// Room for so many tiles, which hold nothing yet.
+    pub(super) fn with_room(workspace: &Workspace, strips: usize, depth: usize) -> Self {
+        Self { tiles: TileBuffer::new(workspace, strips * depth), depth, strips }
+    }
+
+    pub(super) fn strips(&self) -> PackedStrips<'_> {
+        PackedStrips { tiles: &self.tiles, depth: self.depth, strips: self.strips }
+    }
+}
+
+/// The middle of a low-rank product, of a task's rows.
+pub(super) struct Middle<'a> {
+    pub(super) factors: &'a LowRankFactors,
+    pub(super) values: Matrix,
+    tiles: TileBuffer,
+}
+
+impl<'a> Middle<'a> {
+    pub(super) fn new(workspace: &Workspace, part: Option<&'a Part<'_>>, strips: usize) -> Option<Self> {
+        let factors = part?.low_rank.as_ref()?;
+        let values = Matrix::uninitialised(workspace, strips * LANES, factors.width());
+        Some(Self { factors, values, tiles: TileBuffer::new(workspace, strips * factors.middle_depth()) })
+    }
+
+    pub(super) fn add(&mut self, unit: &impl Block, a: &PackedStrips<'_>, depth: Range<usize>, accumulate: bool) {
+        self.factors.add_middle(unit, a, &depth, accumulate, self.values.data_mut());
+    }
+
+    /// Packs what was added, for [`Middle::second`].
+    pub(super) fn pack(&mut self) {
+        self.factors.pack_middle(self.values.data(), self.values.rows(), &mut self.tiles);
+    }
+
+    /// The second half of the product.
+    pub(super) fn second(&self) -> Second<'_> {
+        self.factors.second(&self.tiles)
+    }
+
+    /// Writes `[rows, r]` to `out`.
+    pub(super) fn copy_to(&self, out: &mut [f32]) {
+        let rank = self.factors.rank();
+        let rows = self.values.data().chunks_exact(self.values.cols());
+        out.chunks_exact_mut(rank).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[..rank]));
+    }
+
+    /// `[rows, r]`.
+    pub(super) fn view(&self, rows: Range<usize>) -> View<'_> {
+        View::of(&self.values).rows(rows).columns(0..self.factors.rank())
+    }
+}
+
+/// Adds `bias` to each of `rows`.
+pub(super) fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            }
+        },
+    );
+}
+
+/// Runs `$task.run(unit)` for the unit that `$unit` names.
+macro_rules! on_unit {
+    ($unit:expr, $task:expr) => {
+        match $unit {
+            #[cfg(target_arch = "x86_64")]
+            Unit::Amx => $task.run(&crate::kernels::bf16::amx::TileUnit::configure()),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512 => $task.run(&crate::kernels::bf16::avx512::VectorUnit::new()),
+            Unit::Float32 => $task.run(&crate::kernels::bf16::float32::FloatUnit),
+        }
+    };
+}
+pub(super) use on_unit;
