@@ -59,7 +59,8 @@ pub(crate) fn run(arguments: &BenchMethods) -> anyhow::Result<()> {
         cases.push(train(&program, arguments, method, &output)?);
         fs::remove_dir_all(&output).context("cannot remove the run's folder")?;
     }
-    let base_model = arguments.model.clone();
+    // Where the file lies on this machine says nothing to others.
+    let base_model = Path::new(&arguments.model).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut results = MethodResults { date: today(), machine: machine(), base_model, cases };
     if arguments.overrides.is_empty() {
         let order: Vec<&str> = all.iter().map(|method| method.name.as_str()).collect();
