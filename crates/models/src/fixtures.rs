@@ -13,7 +13,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use crate::architectures::llama::{Llama, LlamaConfig};
 use crate::error::ModelError;
 use crate::safetensors::Safetensors;
-use crate::{Pretrained, json, load};
+use crate::{Model, Pretrained, json, load};
 
 /// A path below the repository's `fixtures`.
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -86,7 +86,7 @@ impl GgufFile {
         }
         file.set("llama.attention.layer_norm_rms_epsilon", Metadata::F32(1e-5));
         file.set("llama.rope.freq_base", Metadata::F32(10_000.0));
-        for (name, weight, shape) in llama("llama").named_tensors() {
+        for (name, weight, shape) in llama("llama").tensors() {
             let values = weight.to_matrix().to_vec();
             let (name, values) = converted(&name, values);
             file.tensor(&name, &shape, values);

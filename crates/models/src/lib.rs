@@ -2,6 +2,7 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod architectures;
+mod attending;
 mod beam_search;
 mod bitsandbytes;
 mod cache;
@@ -20,6 +21,7 @@ mod head;
 mod json;
 mod load;
 mod model;
+mod network;
 mod next_token;
 mod number_format;
 mod pieces;

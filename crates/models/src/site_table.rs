@@ -7,7 +7,7 @@ use tunesmith_tensor::{Base, Forward, FrozenWeight, Matrix, Role, Seed, Segments
 
 use crate::error::ModelError;
 use crate::task::HeadOptions;
-use crate::weights::{WeightSource, take};
+use crate::weights::{WeightSource, take, transposed};
 
 /// Sites on their way into a network.
 #[derive(Debug, Default)]
@@ -49,6 +49,25 @@ impl Layout {
         cols: usize,
     ) -> SiteId {
         self.add(path, SiteKind::Linear, role, block, (rows, cols), false)
+    }
+
+    /// A linear with or without a bias.
+    pub(crate) fn linear_where(
+        &mut self,
+        path: String,
+        role: Role,
+        block: Option<usize>,
+        (rows, cols): (usize, usize),
+        has_bias: bool,
+    ) -> SiteId {
+        self.add(path, SiteKind::Linear, role, block, (rows, cols), has_bias)
+    }
+
+    /// A linear that files keep as `[in, out]` (Hugging Face's `Conv1D`).
+    pub(crate) fn conv1d(&mut self, path: String, role: Role, block: usize, (rows, cols): (usize, usize)) -> SiteId {
+        let site = self.add(path, SiteKind::Linear, role, Some(block), (rows, cols), true);
+        self.sites[site.0 - self.before].stored_transposed = true;
+        site
     }
 
     pub(crate) fn embedding(&mut self, path: String, role: Role, rows: usize, cols: usize) -> SiteId {
@@ -130,7 +149,12 @@ impl Layout {
                 Some(new.draw(site))
             } else {
                 let [weight, bias] = tensors_of(site);
-                let weight = take(source, &weight.0, &weight.1)?;
+                let weight = if site.stored_transposed {
+                    let stored = Matrix::from_vec(site.cols, site.rows, source.read(&weight.0)?);
+                    source.keep(&weight.0, transposed(&stored))?
+                } else {
+                    take(source, &weight.0, &weight.1)?
+                };
                 let bias = site.has_bias.then(|| take(source, &bias.0, &bias.1)).transpose()?;
                 Some(SiteBase { weight, bias })
             };
@@ -204,6 +228,11 @@ pub(crate) struct NewHeads {
 }
 
 impl NewHeads {
+    /// For layouts without heads that may be new.
+    pub(crate) fn none() -> Self {
+        Self { seed: Seed(0), deviation: 0.0, ignore_mismatched_sizes: false }
+    }
+
     /// As the options say, with weights of a standard deviation.
     pub(crate) fn of(options: &HeadOptions, deviation: f32) -> Self {
         Self { seed: options.seed(), deviation, ignore_mismatched_sizes: options.ignore_mismatched_sizes }
@@ -247,6 +276,8 @@ fn is_equal(left: &FrozenWeight, right: &FrozenWeight) -> bool {
 fn tensors_of(site: &Site) -> [(String, Vec<usize>); 2] {
     let (weight, bias) = if site.kind == SiteKind::Norm {
         (vec![site.cols], site.cols)
+    } else if site.stored_transposed {
+        (vec![site.cols, site.rows], site.rows)
     } else {
         (vec![site.rows, site.cols], site.rows)
     };

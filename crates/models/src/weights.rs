@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tunesmith_tensor::{Base, FrozenWeight, Matrix, SiteId};
+use tunesmith_tensor::{FrozenWeight, Matrix};
 
 use crate::error::{ModelError, TensorProblem};
 
@@ -50,27 +50,6 @@ pub trait WeightSource {
     /// If it cannot be quantised.
     fn keep(&self, _name: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {
         Ok(FrozenWeight::float32(matrix))
-    }
-}
-
-/// The frozen weight of a site.
-#[derive(Debug)]
-pub(crate) struct SiteWeight {
-    pub(crate) site: SiteId,
-    /// `[out, in]`; `[1, hidden]` for a norm.
-    pub(crate) weight: FrozenWeight,
-    /// `[1, out]`.
-    pub(crate) bias: Option<FrozenWeight>,
-}
-
-impl SiteWeight {
-    pub(crate) fn base(&self) -> Base<'_> {
-        Base { weight: &self.weight, bias: self.bias.as_ref() }
-    }
-
-    /// The site with its weight.
-    pub(crate) fn place(&self) -> (SiteId, Base<'_>) {
-        (self.site, self.base())
     }
 }
 

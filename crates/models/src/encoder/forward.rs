@@ -1,83 +1,48 @@
 //! The forward pass of a post-norm encoder, each site announced to whatever adapter the batch uses.
 
-use serde_json::{Map, Value};
-use tunesmith_tensor::{
-    Attention, Base, CrossEntropy, FeedForwardSites, Forward, FrozenWeight, PostNorm, Segments, Site, SiteId, Var,
-};
+use tunesmith_tensor::{Attention, FeedForwardSites, Forward, PostNorm, SiteId, Var};
 
 use crate::cache::Cache;
 use crate::encoder::{Encoder, EncoderLayer};
-use crate::head::Head;
-use crate::model::{Inputs, Model, ModelInfo};
+use crate::model::Inputs;
+use crate::network::{Network, Parts};
 
-impl Model for Encoder {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+impl Network for Encoder {
+    fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    fn sites(&self) -> &[Site] {
-        self.table.sites()
-    }
-
-    fn base(&self, site: SiteId) -> Option<Base<'_>> {
-        self.table.get(site)
-    }
-
-    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, cache: Option<&mut Cache>) -> Var {
+    fn run(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, cache: Option<&mut Cache>) -> Var {
         assert!(cache.is_none(), "an encoder sees whole sequences and needs no cache");
         let mut x = self.embed(forward, inputs);
         for layer in &self.layers {
             x = forward.block(&[&x], |forward, inputs| self.layer(forward, layer, inputs[0].clone()));
         }
-        match &self.head {
-            Some(head) => head.pool(forward, x, inputs.ids),
-            None => forward.output(x),
-        }
-    }
-
-    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
-        match &self.head {
-            Some(head) => head.logits(&self.table, forward, hidden, rows),
-            None => hidden.clone(),
-        }
-    }
-
-    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
-        let rows = Head::rows(self.head.as_ref(), forward.segments());
-        let logits = self.logits(forward, hidden, &rows);
-        forward.tape().softmax_cross_entropy(&logits, targets)
-    }
-
-    fn config_json(&self) -> &Map<String, Value> {
-        &self.config.json
-    }
-
-    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
-        self.table.tensors()
+        self.parts.pool(forward, x, inputs.ids)
     }
 }
 
 impl Encoder {
     fn embed(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>) -> Var {
         let dropout = self.config.dropout;
-        let words = self.table.embedding(forward, self.word_embeddings, inputs.ids);
+        let words = self.parts.table.embedding(forward, self.word_embeddings, inputs.ids);
         let fresh = vec![true; forward.segments().len()];
         let mut x = forward.input(self.input, words, &fresh);
         if let Some(site) = self.token_type_embeddings {
             let types = self.token_types(forward, inputs);
-            let types = self.table.embedding(forward, site, &types);
+            let types = self.parts.table.embedding(forward, site, &types);
             x = forward.tape().add(&types, x);
         }
         let places = self.places(forward, inputs.ids);
-        let positions = self.table.embedding(forward, self.position_embeddings, &places);
+        let positions = self.parts.table.embedding(forward, self.position_embeddings, &places);
         x = forward.tape().add(&positions, x);
         let norm = self.embedding_norm;
-        let x = forward.layer_norm(norm, self.table.base(norm), &x, self.config.norm_epsilon);
+        let x = forward.layer_norm(norm, self.parts.table.base(norm), &x, self.config.norm_epsilon);
         forward.tape().dropout(&x, dropout)
     }
 
     fn layer(&self, forward: &mut Forward<'_>, layer: &EncoderLayer, x: Var) -> Var {
-        let (table, dropout) = (&self.table, self.config.dropout);
+        let (table, dropout) = (&self.parts.table, self.config.dropout);
         let heads = self.config.heads;
         let head_dim = self.config.hidden_size / heads;
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -113,7 +78,7 @@ impl Encoder {
 
     fn add_and_norm(&self, forward: &mut Forward<'_>, site: SiteId, residual: &Var, output: Var, norm: SiteId) -> Var {
         let epsilon = self.config.norm_epsilon;
-        let norm = PostNorm { site: norm, base: self.table.base(norm), epsilon };
+        let norm = PostNorm { site: norm, base: self.parts.table.base(norm), epsilon };
         forward.hidden_post_norm(site, residual, output, norm)
     }
 

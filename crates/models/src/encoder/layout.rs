@@ -7,6 +7,7 @@ use crate::encoder::{Encoder, EncoderLayer};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
+use crate::network::Parts;
 use crate::renamed::Renamed;
 use crate::site_table::{Layout, NewHeads};
 use crate::task::HeadInfo;
@@ -14,7 +15,7 @@ use crate::weights::WeightSource;
 
 impl Encoder {
     /// Reads the weights that `config` asks for.
-    pub(super) fn from_source(config: EncoderConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
+    pub(super) fn from_source(mut config: EncoderConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
         let (hidden, inner) = (config.hidden_size, config.inner_size);
         let mut layout = Layout::default();
         let path = |part: &str| config.path(part);
@@ -81,17 +82,17 @@ impl Encoder {
             tied: false,
             head: HeadInfo { new_modules: table.new_modules().to_vec(), ..config.head_info.clone() },
         };
+        let json = std::mem::take(&mut config.json);
+        let parts = Parts { info, json, table, head, lm_head: None, output_bias: None };
         Ok(Self {
-            info,
+            parts,
             config,
-            table,
             input,
             word_embeddings,
             token_type_embeddings,
             position_embeddings,
             embedding_norm,
             layers,
-            head,
         })
     }
 }

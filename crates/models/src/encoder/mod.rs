@@ -15,9 +15,8 @@ use tunesmith_tensor::SiteId;
 
 use crate::architectures::Configured;
 use crate::error::ModelError;
-use crate::head::Head;
-use crate::model::{Model, ModelInfo};
-use crate::site_table::SiteTable;
+use crate::model::Model;
+use crate::network::Parts;
 use crate::weights::WeightSource;
 
 impl Configured for EncoderConfig {
@@ -29,9 +28,8 @@ impl Configured for EncoderConfig {
 /// A post-norm encoder with a head.
 #[derive(Debug)]
 struct Encoder {
-    info: ModelInfo,
+    parts: Parts,
     config: EncoderConfig,
-    table: SiteTable,
     /// The site of the embedded sequence.
     input: SiteId,
     word_embeddings: SiteId,
@@ -39,7 +37,6 @@ struct Encoder {
     position_embeddings: SiteId,
     embedding_norm: SiteId,
     layers: Vec<EncoderLayer>,
-    head: Option<Head>,
 }
 
 /// One block.

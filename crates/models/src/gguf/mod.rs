@@ -284,11 +284,17 @@ mod tests {
     use crate::architectures::llama::Llama;
     use crate::error::TensorProblem;
     use crate::fixtures::{self, GgufFile};
-    use crate::{HeadOptions, Inputs, QuantizationOptions, Task};
+    use crate::{HeadOptions, Inputs, Model, QuantizationOptions, Task};
 
     fn load(file: &GgufFile) -> Result<Llama, ModelError> {
         let mut gguf = Gguf::open(&file.path)?;
         Llama::from_source(gguf.config().clone(), &mut gguf)
+    }
+
+    /// The values of a tensor.
+    fn tensor(model: &Llama, name: &str) -> Vec<f32> {
+        let tensor = model.tensors().into_iter().find(|(other, ..)| other == name);
+        tensor.unwrap().1.to_matrix().to_vec()
     }
 
     fn refusal(change: impl FnOnce(&mut GgufFile)) -> String {
@@ -301,13 +307,13 @@ mod tests {
     fn a_converted_model_is_the_model_again() {
         let file = GgufFile::llama().written();
         let (found, expected) = (load(&file).unwrap(), fixtures::llama("llama"));
-        assert_eq!(found.info, expected.info);
-        for (found, expected) in found.named_tensors().iter().zip(expected.named_tensors()) {
+        assert_eq!(found.info(), expected.info());
+        for (found, expected) in found.tensors().iter().zip(expected.tensors()) {
             assert_eq!((&found.0, &found.2), (&expected.0, &expected.2));
             assert_eq!(found.1.to_matrix(), expected.1.to_matrix(), "{}", found.0);
         }
-        assert_eq!(found.config.rope, expected.config.rope);
-        assert_eq!(found.config.rms_norm_eps as f32, expected.config.rms_norm_eps as f32);
+        assert_eq!(found.config().rope, expected.config().rope);
+        assert_eq!(found.config().rms_norm_eps as f32, expected.config().rms_norm_eps as f32);
     }
 
     /// Files that the Python package gguf wrote, with the tensor names it knows and transformers' logits of their weights.
@@ -408,9 +414,9 @@ mod tests {
             }
         }
         let model = load(&file.written()).unwrap();
-        assert!(!model.info.tied && model.config.output_bias);
-        assert_eq!(model.lm_head.weight.to_matrix().to_vec(), head);
-        let key = model.layers[1].k_proj.bias.as_ref().unwrap().to_matrix().to_vec();
+        assert!(!model.info().tied && model.config().output_bias);
+        assert_eq!(tensor(&model, "lm_head.weight"), head);
+        let key = tensor(&model, "model.layers.1.self_attn.k_proj.bias");
         assert_eq!(key, [0., 2., 4., 6., 1., 3., 5., 7., 8., 10., 12., 14., 9., 11., 13., 15.]);
     }
 
@@ -468,7 +474,7 @@ mod tests {
         let divisors = plain.inverse_frequencies(8).into_iter().zip(scaled.inverse_frequencies(8)).map(|(p, s)| p / s);
         let divisors: Vec<f32> = divisors.collect();
         file.tensor(ROPE_FREQUENCIES, &[4], divisors);
-        let config = load(&file.written()).unwrap().config;
+        let config = load(&file.written()).unwrap().config().clone();
         assert_eq!(config.rope, scaled);
         let again = LlamaConfig::from_json(config.json.clone(), Path::new("config.json")).unwrap();
         assert_eq!(again.rope, scaled);
@@ -483,7 +489,7 @@ mod tests {
         file.set("llama.rope.scaling.type", Metadata::String("linear".to_owned()));
         file.set("llama.rope.scaling.factor", Metadata::F32(4.0));
         file.set("llama.attention.sliding_window", Metadata::U32(6));
-        let config = load(&file.written()).unwrap().config;
+        let config = load(&file.written()).unwrap().config().clone();
         assert_eq!(config.rope.scaling, RopeScaling::Linear { factor: 4.0 });
         assert_eq!((config.model_type.as_str(), &config.sliding_windows[..]), ("mistral", &[Some(6); 2][..]));
     }

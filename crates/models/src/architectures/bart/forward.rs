@@ -1,44 +1,33 @@
 //! BART's forward pass, each site announced to whatever adapter the batch uses.
 
-use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, FeedForwardSites, Forward, PostNorm, SiteId, Var};
+use tunesmith_tensor::{Attention, FeedForwardSites, Forward, PostNorm, SiteId, Var};
 
 use crate::architectures::bart::layout::FIRST_POSITION;
 use crate::architectures::bart::{Attending, Bart, Layer, Stack};
+use crate::attending::{past_lengths, positions, self_attention};
 use crate::cache::Cache;
 use crate::encoder_decoder::{EncoderDecoder, Memory};
-use crate::head::Head;
-use crate::model::ModelInfo;
-use crate::site_table::SiteTable;
+use crate::model::Inputs;
+use crate::network::{Network, Parts};
 
 /// ε of the layer norms: PyTorch's default, which no configuration changes.
 const NORM_EPSILON: f32 = 1e-5;
 
-impl EncoderDecoder for Bart {
-    fn sizes(&self) -> &ModelInfo {
-        &self.info
+impl Network for Bart {
+    fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    fn table(&self) -> &SiteTable {
-        &self.table
+    fn run(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, cache: Option<&mut Cache>) -> Var {
+        self.run_stacks(forward, inputs, cache)
     }
 
-    fn json(&self) -> &Map<String, Value> {
-        &self.config.json
-    }
-
-    fn head(&self) -> Option<&Head> {
-        self.head.as_ref()
-    }
-
-    fn language_head(&self) -> Option<(SiteId, Base<'_>)> {
-        self.lm_head.map(|site| (site, Base { bias: self.final_logits_bias.as_ref(), ..self.table.base(site) }))
-    }
-
-    fn untied_copies(&self) -> Vec<String> {
+    fn copies_when_untied(&self) -> Vec<String> {
         ["encoder", "decoder"].map(|stack| self.config.path(&format!("{stack}.embed_tokens.weight"))).to_vec()
     }
+}
 
+impl EncoderDecoder for Bart {
     fn decoder_start(&self) -> Option<u32> {
         Some(self.config.decoder_start_token_id)
     }
@@ -47,8 +36,8 @@ impl EncoderDecoder for Bart {
         let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
         let words = self.words(forward, &self.encoder, ids);
         let words = forward.input(self.input, words, &fresh);
-        let starts = vec![0; forward.segments().len()];
-        let mut x = self.with_positions(forward, &self.encoder, words, &starts);
+        let places = forward.segments().ranges().flat_map(|range| 0..range.len()).collect::<Vec<_>>();
+        let mut x = self.with_positions(forward, &self.encoder, words, &places);
         let options = self.attention(&self.encoder, false);
         for layer in &self.encoder.layers {
             x = forward.block(&[&x], |forward, inputs| {
@@ -79,11 +68,9 @@ impl EncoderDecoder for Bart {
         memory: Option<&Memory>,
         mut cache: Option<&mut Cache>,
     ) -> Var {
-        let past = cache.as_ref().map_or_else(|| vec![0; forward.segments().len()], |cache| cache.lengths());
-        let starts: Vec<usize> =
-            past.iter().zip(forward.position_offsets()).map(|(past, offset)| past + offset).collect();
+        let past = past_lengths(forward, cache.as_deref());
         let words = self.words(forward, &self.decoder, ids);
-        let mut x = self.with_positions(forward, &self.decoder, words, &starts);
+        let mut x = self.with_positions(forward, &self.decoder, words, &positions(forward, &past));
         let (own, cross) = (self.attention(&self.decoder, true), self.attention(&self.decoder, false));
         for (number, layer) in self.decoder.layers.iter().enumerate() {
             let inputs: Vec<&Var> = std::iter::once(&x).chain(memory.map(|memory| &memory.hidden)).collect();
@@ -92,17 +79,13 @@ impl EncoderDecoder for Bart {
                 let memory = memory.map(|memory| memory.with(&inputs[1]));
                 let attending = &layer.self_attention;
                 let [query, keys, values] = self.projections(forward, attending, x);
-                let attended = match cache.as_deref_mut() {
-                    None => forward.attention(attending.attention, &own, &query, &keys, &values),
-                    Some(cache) => {
-                        cache.push(number, forward.segments(), keys.value(), values.value());
-                        forward.attention_over(attending.attention, &own, &query, &cache.rows(number))
-                    }
-                };
+                let cache_of_block = cache.as_deref_mut().map(|cache| (cache, number));
+                let projected = [&query, &keys, &values];
+                let attended = self_attention(forward, attending.attention, &own, None, projected, cache_of_block);
                 drop((query, keys, values));
                 let mut x = self.after_attention(forward, attending, x, &attended);
                 if let Some(attending) = &layer.cross_attention {
-                    let query = self.table.linear(forward, attending.q, &x);
+                    let query = self.parts.table.linear(forward, attending.q, &x);
                     let attended = match (&memory, cache.as_deref()) {
                         (Some(memory), _) => {
                             let [keys, values] = self.memory_projections(forward, attending, memory);
@@ -125,7 +108,7 @@ impl EncoderDecoder for Bart {
 
 impl Bart {
     fn words(&self, forward: &mut Forward<'_>, stack: &Stack, ids: &[u32]) -> Var {
-        let words = self.table.embedding(forward, stack.words, ids);
+        let words = self.parts.table.embedding(forward, stack.words, ids);
         if self.config.scale_embedding {
             forward.tape().scale(words, (self.config.d_model as f32).sqrt())
         } else {
@@ -133,21 +116,18 @@ impl Bart {
         }
     }
 
-    /// Adds the positions to token embeddings, counted from `starts` in each sequence, and norms the sum.
-    fn with_positions(&self, forward: &mut Forward<'_>, stack: &Stack, words: Var, starts: &[usize]) -> Var {
-        let ranges = forward.segments().ranges().zip(starts);
-        let places: Vec<u32> = ranges
-            .flat_map(|(range, start)| (start + FIRST_POSITION..).take(range.len()).map(|place| place as u32))
-            .collect();
-        let positions = self.table.embedding(forward, stack.embed_positions, &places);
+    /// Adds the positions of the rows to token embeddings and norms the sum.
+    fn with_positions(&self, forward: &mut Forward<'_>, stack: &Stack, words: Var, places: &[usize]) -> Var {
+        let places: Vec<u32> = places.iter().map(|place| (place + FIRST_POSITION) as u32).collect();
+        let positions = self.parts.table.embedding(forward, stack.embed_positions, &places);
         let x = forward.tape().add(&positions, words);
         let norm = stack.layernorm_embedding;
-        let x = forward.layer_norm(norm, self.table.base(norm), &x, NORM_EPSILON);
+        let x = forward.layer_norm(norm, self.parts.table.base(norm), &x, NORM_EPSILON);
         forward.tape().dropout(&x, self.config.dropout)
     }
 
     fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var, attended: &Var) -> Var {
-        let output = self.table.linear(forward, attending.out, attended);
+        let output = self.parts.table.linear(forward, attending.out, attended);
         let output = forward.tape().dropout(&output, self.config.dropout);
         self.add_and_norm(forward, attending.after, x, output, attending.layer_norm)
     }
@@ -155,8 +135,8 @@ impl Bart {
     fn feed_forward(&self, forward: &mut Forward<'_>, layer: &Layer, x: &Var) -> Var {
         let sites = FeedForwardSites {
             gate: None,
-            up: self.table.place(layer.fc1),
-            down: self.table.place(layer.fc2),
+            up: self.parts.table.place(layer.fc1),
+            down: self.parts.table.place(layer.fc2),
             activation: self.config.activation,
             dropout: self.config.activation_dropout,
         };
@@ -166,16 +146,17 @@ impl Bart {
     }
 
     fn add_and_norm(&self, forward: &mut Forward<'_>, site: SiteId, residual: &Var, output: Var, norm: SiteId) -> Var {
-        let norm = PostNorm { site: norm, base: self.table.base(norm), epsilon: NORM_EPSILON };
+        let norm = PostNorm { site: norm, base: self.parts.table.base(norm), epsilon: NORM_EPSILON };
         forward.hidden_post_norm(site, residual, output, norm)
     }
 
     fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var) -> [Var; 3] {
-        [attending.q, attending.k, attending.v].map(|site| self.table.linear(forward, site, x))
+        [attending.q, attending.k, attending.v].map(|site| self.parts.table.linear(forward, site, x))
     }
 
     fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
-        [attending.k, attending.v].map(|site| self.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
+        [attending.k, attending.v]
+            .map(|site| self.parts.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
     }
 
     fn attention(&self, stack: &Stack, causal: bool) -> Attention {

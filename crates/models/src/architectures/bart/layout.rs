@@ -7,6 +7,7 @@ use crate::architectures::bart::{Attending, Bart, Layer, Stack};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
+use crate::network::Parts;
 use crate::renamed::Renamed;
 use crate::site_table::{Layout, NewHeads};
 use crate::task::{HeadInfo, Task};
@@ -19,7 +20,7 @@ const FINAL_LOGITS_BIAS: &str = "final_logits_bias";
 impl Bart {
     /// Reads the weights that `config` asks for. A language model whose files hold another output embedding than its
     /// token embedding is read as untied.
-    pub(super) fn from_source(config: BartConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
+    pub(super) fn from_source(mut config: BartConfig, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
         let mut layout = Layout::default();
         let hidden = config.d_model;
         let input = layout.input(config.path("encoder"), Role::Input, hidden);
@@ -64,8 +65,10 @@ impl Bart {
             tied: lm_head.is_some_and(|site| table.is_tied(site)),
             head: HeadInfo { new_modules: table.new_modules().to_vec(), ..config.head_info.clone() },
         };
-        let final_logits_bias = table.kept(FINAL_LOGITS_BIAS).cloned();
-        Ok(Self { info, config, table, input, encoder, decoder, lm_head, final_logits_bias, head })
+        let output_bias = table.kept(FINAL_LOGITS_BIAS).cloned();
+        let json = std::mem::take(&mut config.json);
+        let parts = Parts { info, json, table, head, lm_head, output_bias };
+        Ok(Self { parts, config, input, encoder, decoder })
     }
 }
 

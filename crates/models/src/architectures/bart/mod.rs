@@ -6,14 +6,13 @@ mod layout;
 
 use std::sync::Arc;
 
-use tunesmith_tensor::{FrozenWeight, SiteId};
+use tunesmith_tensor::SiteId;
 
 use crate::architectures::bart::config::BartConfig;
 use crate::architectures::{Architecture, Configured};
 use crate::error::ModelError;
-use crate::head::Head;
-use crate::model::{Model, ModelInfo};
-use crate::site_table::SiteTable;
+use crate::model::Model;
+use crate::network::Parts;
 use crate::task::Task;
 use crate::weights::WeightSource;
 
@@ -32,17 +31,12 @@ impl Configured for BartConfig {
 /// A BART with a head.
 #[derive(Debug)]
 struct Bart {
-    info: ModelInfo,
+    parts: Parts,
     config: BartConfig,
-    table: SiteTable,
     /// The site of the encoder's embedded sequence.
     input: SiteId,
     encoder: Stack,
     decoder: Stack,
-    /// The output embedding of a language model, and a bias on its outputs that is never trained.
-    lm_head: Option<SiteId>,
-    final_logits_bias: Option<FrozenWeight>,
-    head: Option<Head>,
 }
 
 /// The encoder or the decoder.

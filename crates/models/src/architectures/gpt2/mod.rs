@@ -4,19 +4,20 @@
 
 mod config;
 mod forward;
-mod weights;
+mod layout;
 
 pub use config::Gpt2Config;
 
 use std::sync::Arc;
 
-use tunesmith_tensor::{Base, FrozenWeight, Site, SiteId};
+use tunesmith_tensor::SiteId;
 
 use crate::architectures::{Architecture, Configured};
 use crate::decoder_head::{DecoderNames, TASKS, configure};
 use crate::error::ModelError;
-use crate::model::{Model, ModelInfo};
-use crate::weights::{SiteWeight, WeightSource};
+use crate::model::Model;
+use crate::network::Parts;
+use crate::weights::WeightSource;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     model_types: &["gpt2"],
@@ -43,71 +44,37 @@ impl Configured for Gpt2Config {
 /// A GPT-2. [`Gpt2::from_source`] reads it.
 #[derive(Debug)]
 pub struct Gpt2 {
-    info: ModelInfo,
+    parts: Parts,
     config: Gpt2Config,
-    sites: Vec<Site>,
     /// The site of the embedded sequence.
     input: SiteId,
-    wte: SiteWeight,
-    wpe: SiteWeight,
+    wte: SiteId,
+    wpe: SiteId,
     blocks: Vec<Gpt2Block>,
-    ln_f: SiteWeight,
-    lm_head: SiteWeight,
+    ln_f: SiteId,
 }
 
 /// One block.
 #[derive(Debug)]
 struct Gpt2Block {
-    ln_1: SiteWeight,
+    ln_1: SiteId,
     /// Queries, keys and values, in this order.
-    c_attn: SiteWeight,
-    c_proj: SiteWeight,
+    c_attn: SiteId,
+    c_proj: SiteId,
     /// The attention site: keys and values.
     attention: SiteId,
     /// The hidden site after attention.
     after_attention: SiteId,
-    ln_2: SiteWeight,
-    c_fc: SiteWeight,
-    mlp_c_proj: SiteWeight,
+    ln_2: SiteId,
+    c_fc: SiteId,
+    mlp_c_proj: SiteId,
     /// The hidden site after the feed-forward.
     after_feed_forward: SiteId,
-}
-
-impl Gpt2Block {
-    /// Its weight sites, in site order.
-    fn weights(&self) -> [&SiteWeight; 6] {
-        [&self.ln_1, &self.c_attn, &self.c_proj, &self.ln_2, &self.c_fc, &self.mlp_c_proj]
-    }
 }
 
 impl Gpt2 {
     /// The configuration.
     pub fn config(&self) -> &Gpt2Config {
         &self.config
-    }
-
-    /// All weight sites, in site order.
-    fn weights(&self) -> impl Iterator<Item = &SiteWeight> {
-        let blocks = self.blocks.iter().flat_map(Gpt2Block::weights);
-        [&self.wte, &self.wpe].into_iter().chain(blocks).chain([&self.ln_f, &self.lm_head])
-    }
-
-    /// The frozen weight and bias of a weight site; `None` for other sites.
-    fn site_base(&self, site: SiteId) -> Option<Base<'_>> {
-        self.weights().find(|weight| weight.site == site).map(SiteWeight::base)
-    }
-
-    /// All tensors of a checkpoint; see [`Model::tensors`].
-    fn named_tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
-        let mut tensors = Vec::new();
-        for SiteWeight { site, weight, bias } in self.weights() {
-            if *site == self.lm_head.site && self.info.tied {
-                continue;
-            }
-            let place = &self.sites[site.0];
-            tensors.push((format!("{}.weight", place.path), weight.clone(), weights::saved_shape(place)));
-            tensors.extend(bias.as_ref().map(|bias| (format!("{}.bias", place.path), bias.clone(), vec![bias.cols()])));
-        }
-        tensors
     }
 }

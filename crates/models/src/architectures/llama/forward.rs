@@ -1,36 +1,24 @@
 //! The Llama family's forward pass: pre-norm blocks of rotary attention and a gated feed-forward, each site announced
 //! to whatever adapter the batch uses.
 
-use serde_json::{Map, Value};
-use tunesmith_tensor::{
-    Attention, Base, CrossEntropy, FeedForwardSites, Forward, FrozenWeight, Rotary, Segments, Site, SiteId, Var,
-};
+use tunesmith_tensor::{Attention, FeedForwardSites, Forward, Rotary, SiteId, Var};
 
 use crate::architectures::llama::{Llama, LlamaLayer, Rope};
+use crate::attending::{past_lengths, positions, self_attention};
 use crate::cache::Cache;
-use crate::model::{Inputs, Model, ModelInfo};
-use crate::weights::SiteWeight;
+use crate::model::Inputs;
+use crate::network::{Network, Parts};
 
-impl Model for Llama {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+impl Network for Llama {
+    fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn base(&self, site: SiteId) -> Option<Base<'_>> {
-        self.site_base(site)
-    }
-
-    fn hidden_states(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
-        let past: Vec<usize> = match &cache {
-            Some(cache) => cache.lengths(),
-            None => vec![0; forward.segments().len()],
-        };
+    fn run(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, mut cache: Option<&mut Cache>) -> Var {
+        let table = &self.parts.table;
+        let past = past_lengths(forward, cache.as_deref());
         let fresh: Vec<bool> = past.iter().map(|past| *past == 0).collect();
-        let mut embedded = forward.embedding(self.embed_tokens.site, self.embed_tokens.base(), inputs.ids);
+        let mut embedded = table.embedding(forward, self.embed_tokens, inputs.ids);
         if self.config.embedding_scale != 1.0 {
             embedded = forward.tape().scale(embedded, self.config.embedding_scale);
         }
@@ -39,45 +27,29 @@ impl Model for Llama {
         for (block, layer) in self.layers.iter().enumerate() {
             x = forward.block(&[&x], |forward, inputs| {
                 let x = &inputs[0];
-                let normed = self.norm(forward, &layer.input_layernorm, x);
+                let normed = self.norm(forward, layer.input_layernorm, x);
                 let mut attended = self.attention(forward, block, layer, &normed, &rotary, cache.as_deref_mut());
-                if let Some(norm) = &layer.attention_output_norm {
+                if let Some(norm) = layer.attention_output_norm {
                     attended = self.norm(forward, norm, &attended);
                 }
                 let x = forward.hidden(layer.after_attention, x, attended);
-                let normed = self.norm(forward, &layer.feed_forward_norm, &x);
+                let normed = self.norm(forward, layer.feed_forward_norm, &x);
                 let sites = FeedForwardSites {
-                    gate: Some(layer.gate_proj.place()),
-                    up: layer.up_proj.place(),
-                    down: layer.down_proj.place(),
+                    gate: Some(table.place(layer.gate_proj)),
+                    up: table.place(layer.up_proj),
+                    down: table.place(layer.down_proj),
                     activation: self.config.activation,
                     dropout: 0.0,
                 };
                 let mut fed = forward.feed_forward(&sites, normed);
-                if let Some(norm) = &layer.feed_forward_output_norm {
+                if let Some(norm) = layer.feed_forward_output_norm {
                     fed = self.norm(forward, norm, &fed);
                 }
                 forward.hidden(layer.after_feed_forward, &x, fed)
             });
         }
-        let hidden = self.norm(forward, &self.norm, &x);
-        forward.output(hidden)
-    }
-
-    fn logits(&self, forward: &mut Forward<'_>, hidden: &Var, rows: &Segments) -> Var {
-        forward.linear_rows(self.lm_head.site, self.lm_head.base(), hidden, rows)
-    }
-
-    fn cross_entropy(&self, forward: &mut Forward<'_>, hidden: &Var, targets: &[u32]) -> CrossEntropy {
-        forward.cross_entropy(self.lm_head.site, self.lm_head.base(), hidden, targets)
-    }
-
-    fn config_json(&self) -> &Map<String, Value> {
-        self.json()
-    }
-
-    fn tensors(&self) -> Vec<(String, FrozenWeight, Vec<usize>)> {
-        self.named_tensors()
+        let hidden = self.norm(forward, self.norm, &x);
+        self.parts.pool(forward, hidden, inputs.ids)
     }
 }
 
@@ -91,7 +63,7 @@ impl Llama {
         rotary: &Angles,
         cache: Option<&mut Cache>,
     ) -> Var {
-        let config = &self.config;
+        let (config, table) = (&self.config, &self.parts.table);
         let options = Attention {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -101,32 +73,24 @@ impl Llama {
             window: layer.sliding_window,
             dropout: config.attention_dropout,
         };
-        let mut query = linear(forward, &layer.q_proj, normed);
-        let mut keys = linear(forward, &layer.k_proj, normed);
-        let values = linear(forward, &layer.v_proj, normed);
-        if let Some([query_norm, key_norm]) = &layer.query_key_norms {
+        let mut query = table.linear(forward, layer.q_proj, normed);
+        let mut keys = table.linear(forward, layer.k_proj, normed);
+        let values = table.linear(forward, layer.v_proj, normed);
+        if let Some([query_norm, key_norm]) = layer.query_key_norms {
             query = self.norm(forward, query_norm, &query);
             keys = self.norm(forward, key_norm, &keys);
         }
         let rotary = if layer.sliding_window.is_some() { &rotary.local } else { &rotary.global };
         let query = forward.tape().rotary(query, rotary);
         let keys = forward.tape().rotary(keys, rotary);
-        let attended = match cache {
-            None => forward.attention(layer.attention, &options, &query, &keys, &values),
-            Some(cache) => {
-                cache.push(block, forward.segments(), keys.value(), values.value());
-                forward.attention_over(layer.attention, &options, &query, &cache.rows(block))
-            }
-        };
-        linear(forward, &layer.o_proj, &attended)
+        let (projected, cache) = ([&query, &keys, &values], cache.map(|cache| (cache, block)));
+        let attended = self_attention(forward, layer.attention, &options, None, projected, cache);
+        table.linear(forward, layer.o_proj, &attended)
     }
 
     /// The angles of the batch's rows, virtual tokens included.
     fn rotary(&self, forward: &Forward<'_>, past: &[usize]) -> Angles {
-        let offsets = forward.position_offsets();
-        let starts = past.iter().zip(offsets).map(|(past, offset)| past + offset);
-        let positions: Vec<usize> =
-            forward.segments().ranges().zip(starts).flat_map(|(range, start)| start..start + range.len()).collect();
+        let positions = positions(forward, past);
         let head_dim = self.config.head_dim;
         let rotary =
             |rope: &Rope| Rotary::new(&rope.inverse_frequencies(head_dim), &positions, rope.attention_factor());
@@ -135,12 +99,12 @@ impl Llama {
         Angles { global, local }
     }
 
-    fn norm(&self, forward: &mut Forward<'_>, norm: &SiteWeight, x: &Var) -> Var {
-        let epsilon = self.config.rms_norm_eps as f32;
+    fn norm(&self, forward: &mut Forward<'_>, norm: SiteId, x: &Var) -> Var {
+        let (base, epsilon) = (self.parts.table.base(norm), self.config.rms_norm_eps as f32);
         if self.config.centred_norms {
-            forward.centred_rms_norm(norm.site, norm.base(), x, epsilon)
+            forward.centred_rms_norm(norm, base, x, epsilon)
         } else {
-            forward.rms_norm(norm.site, norm.base(), x, epsilon)
+            forward.rms_norm(norm, base, x, epsilon)
         }
     }
 }
@@ -149,8 +113,4 @@ impl Llama {
 struct Angles {
     global: Rotary,
     local: Rotary,
-}
-
-fn linear(forward: &mut Forward<'_>, linear: &SiteWeight, x: &Var) -> Var {
-    forward.linear(linear.site, linear.base(), x)
 }

@@ -1,44 +1,33 @@
 //! T5's forward pass, each site announced to whatever adapter the batch uses.
 
-use serde_json::{Map, Value};
-use tunesmith_tensor::{Attention, Base, DistanceBias, FeedForwardSites, Forward, SiteId, Var};
+use tunesmith_tensor::{Attention, DistanceBias, FeedForwardSites, Forward, SiteId, Var};
 
 use crate::architectures::t5::buckets::bucket;
 use crate::architectures::t5::{Attending, FeedForward, Stack, T5};
+use crate::attending::{past_lengths, self_attention};
 use crate::cache::Cache;
 use crate::encoder_decoder::{EncoderDecoder, Memory};
-use crate::head::Head;
-use crate::model::ModelInfo;
-use crate::site_table::SiteTable;
+use crate::model::Inputs;
+use crate::network::{Network, Parts};
+
+impl Network for T5 {
+    fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    fn run(&self, forward: &mut Forward<'_>, inputs: &Inputs<'_>, cache: Option<&mut Cache>) -> Var {
+        self.run_stacks(forward, inputs, cache)
+    }
+}
 
 impl EncoderDecoder for T5 {
-    fn sizes(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn table(&self) -> &SiteTable {
-        &self.table
-    }
-
-    fn json(&self) -> &Map<String, Value> {
-        &self.config.json
-    }
-
-    fn head(&self) -> Option<&Head> {
-        self.head.as_ref()
-    }
-
-    fn language_head(&self) -> Option<(SiteId, Base<'_>)> {
-        self.lm_head.map(|site| (site, self.table.base(site)))
-    }
-
     fn decoder_start(&self) -> Option<u32> {
         self.decoder.as_ref().map(|_| self.config.decoder_start_token_id)
     }
 
     fn encode(&self, forward: &mut Forward<'_>, ids: &[u32]) -> Memory {
         let fresh: Vec<bool> = forward.segments().ranges().map(|range| !range.is_empty()).collect();
-        let embedded = self.table.embedding(forward, self.shared, ids);
+        let embedded = self.parts.table.embedding(forward, self.shared, ids);
         let embedded = forward.input(self.input, embedded, &fresh);
         let mut x = forward.tape().dropout(&embedded, self.config.dropout);
         drop(embedded);
@@ -80,14 +69,14 @@ impl EncoderDecoder for T5 {
         memory: Option<&Memory>,
         mut cache: Option<&mut Cache>,
     ) -> Var {
-        let past = cache.as_ref().map_or_else(|| vec![0; forward.segments().len()], |cache| cache.lengths());
+        let past = past_lengths(forward, cache.as_deref());
         let offsets = forward.position_offsets();
         let ranges = forward.segments().ranges();
         let lengths = ranges.zip(past.iter().zip(&offsets)).map(|(range, (past, offset))| range.len() + past + offset);
         let longest = lengths.max().unwrap_or(0);
         let bias = self.bias(forward, self.decoder(), longest, false);
         let (own, cross) = (self.attention(true), self.attention(false));
-        let embedded = self.table.embedding(forward, self.shared, ids);
+        let embedded = self.parts.table.embedding(forward, self.shared, ids);
         let mut x = forward.tape().dropout(&embedded, self.config.dropout);
         drop(embedded);
         for (number, block) in self.decoder().blocks.iter().enumerate() {
@@ -100,17 +89,12 @@ impl EncoderDecoder for T5 {
                 let normed = self.norm(forward, attending.layer_norm, &inputs[0]);
                 let [query, keys, values] = self.projections(forward, attending, &normed);
                 let (site, bias) = (attending.attention, Some(&bias));
-                let attended = match cache.as_deref_mut() {
-                    None => forward.biased_attention(site, &own, bias, &query, &keys, &values),
-                    Some(cache) => {
-                        cache.push(number, forward.segments(), keys.value(), values.value());
-                        forward.biased_attention_over(site, &own, bias, &query, &cache.rows(number))
-                    }
-                };
+                let cache_of_block = cache.as_deref_mut().map(|cache| (cache, number));
+                let attended = self_attention(forward, site, &own, bias, [&query, &keys, &values], cache_of_block);
                 let mut x = self.after_attention(forward, attending, inputs[0].clone(), &attended);
                 if let Some(attending) = &block.cross_attention {
                     let normed = self.norm(forward, attending.layer_norm, &x);
-                    let query = self.table.linear(forward, attending.q, &normed);
+                    let query = self.parts.table.linear(forward, attending.q, &normed);
                     let attended = match (&memory, cache.as_deref()) {
                         (Some(memory), _) => {
                             let [keys, values] = self.memory_projections(forward, attending, memory);
@@ -129,7 +113,7 @@ impl EncoderDecoder for T5 {
         }
         let hidden = self.norm(forward, self.decoder().final_layer_norm, &x);
         let hidden = forward.tape().dropout(&hidden, self.config.dropout);
-        let is_scaled = self.config.scale_decoder_outputs && self.lm_head.is_some();
+        let is_scaled = self.config.scale_decoder_outputs && self.parts.lm_head.is_some();
         if is_scaled { forward.tape().scale(hidden, (self.config.d_model as f32).sqrt().recip()) } else { hidden }
     }
 }
@@ -140,7 +124,7 @@ impl T5 {
     }
 
     fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: Var, attended: &Var) -> Var {
-        let output = self.table.linear(forward, attending.o, attended);
+        let output = self.parts.table.linear(forward, attending.o, attended);
         let output = forward.tape().dropout(&output, self.config.dropout);
         forward.hidden(attending.after, &x, output)
     }
@@ -149,9 +133,9 @@ impl T5 {
         let (activation, dropout) = (self.config.activation, self.config.dropout);
         let normed = self.norm(forward, sites.layer_norm, &x);
         let feed_forward = FeedForwardSites {
-            gate: sites.gate.map(|gate| self.table.place(gate)),
-            up: self.table.place(sites.up),
-            down: self.table.place(sites.down),
+            gate: sites.gate.map(|gate| self.parts.table.place(gate)),
+            up: self.parts.table.place(sites.up),
+            down: self.parts.table.place(sites.down),
             activation,
             dropout,
         };
@@ -161,11 +145,12 @@ impl T5 {
     }
 
     fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, normed: &Var) -> [Var; 3] {
-        [attending.q, attending.k, attending.v].map(|site| self.table.linear(forward, site, normed))
+        [attending.q, attending.k, attending.v].map(|site| self.parts.table.linear(forward, site, normed))
     }
 
     fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
-        [attending.k, attending.v].map(|site| self.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
+        [attending.k, attending.v]
+            .map(|site| self.parts.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
     }
 
     /// The biases of a stack's scores for sequences of up to `longest` rows, those of a prefix included.
@@ -175,11 +160,11 @@ impl T5 {
         let buckets: Vec<usize> =
             (-reach..=reach).map(|distance| bucket(distance, buckets, most, both_directions)).collect();
         let site = stack.relative_attention_bias;
-        forward.distance_bias(site, self.table.base(site), &buckets, longest)
+        forward.distance_bias(site, self.parts.table.base(site), &buckets, longest)
     }
 
     fn norm(&self, forward: &mut Forward<'_>, site: SiteId, x: &Var) -> Var {
-        forward.rms_norm(site, self.table.base(site), x, self.config.norm_epsilon)
+        forward.rms_norm(site, self.parts.table.base(site), x, self.config.norm_epsilon)
     }
 
     /// T5 does not scale its scores.

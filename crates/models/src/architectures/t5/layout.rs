@@ -7,6 +7,7 @@ use crate::architectures::t5::{Attending, Block, FeedForward, Stack, T5};
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
+use crate::network::Parts;
 use crate::renamed::Renamed;
 use crate::site_table::{Layout, NewHeads};
 use crate::task::{HeadInfo, Task};
@@ -18,7 +19,7 @@ const MAX_POSITIONS: usize = u32::MAX as usize;
 impl T5 {
     /// Reads the weights that `config` asks for. A language model whose files hold another output embedding than its
     /// token embedding is read as untied.
-    pub(super) fn from_source(config: T5Config, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
+    pub(super) fn from_source(mut config: T5Config, source: &mut dyn WeightSource) -> Result<Self, ModelError> {
         let mut layout = Layout::default();
         let hidden = config.d_model;
         let input = layout.input(config.path("encoder"), Role::Input, hidden);
@@ -55,7 +56,9 @@ impl T5 {
             tied: lm_head.is_some_and(|site| table.is_tied(site)),
             head: HeadInfo { new_modules: table.new_modules().to_vec(), ..config.head_info.clone() },
         };
-        Ok(Self { info, config, table, input, shared, encoder, decoder, lm_head, head })
+        let json = std::mem::take(&mut config.json);
+        let parts = Parts { info, json, table, head, lm_head, output_bias: None };
+        Ok(Self { parts, config, input, shared, encoder, decoder })
     }
 }
 

@@ -13,9 +13,8 @@ use tunesmith_tensor::SiteId;
 use crate::architectures::t5::config::T5Config;
 use crate::architectures::{Architecture, Configured};
 use crate::error::ModelError;
-use crate::head::Head;
-use crate::model::{Model, ModelInfo};
-use crate::site_table::SiteTable;
+use crate::model::Model;
+use crate::network::Parts;
 use crate::task::Task;
 use crate::weights::WeightSource;
 
@@ -34,18 +33,14 @@ impl Configured for T5Config {
 /// A T5 with a head.
 #[derive(Debug)]
 struct T5 {
-    info: ModelInfo,
+    parts: Parts,
     config: T5Config,
-    table: SiteTable,
     /// The site of the encoder's embedded sequence.
     input: SiteId,
     shared: SiteId,
     encoder: Stack,
     /// Classifiers of tokens and features have none.
     decoder: Option<Stack>,
-    /// The output embedding of a language model.
-    lm_head: Option<SiteId>,
-    head: Option<Head>,
 }
 
 /// The encoder or the decoder.
