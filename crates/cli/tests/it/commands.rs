@@ -201,3 +201,26 @@ fn completions_name_every_command() {
         }
     }
 }
+
+#[test]
+fn an_adapter_over_a_4_bit_base_is_evaluated_and_merged_over_it() {
+    let scene = Scene::new();
+    scene.train(&["load_in_4bit=true", "bnb_4bit_compute_dtype=float32"]).succeeds();
+    let loss = |args: &[&str]| {
+        let all = [&["evaluate", "--data", "valid.jsonl", "--precision", "float32"], args].concat();
+        let out = scene.run(&all).succeeds().to_owned();
+        let line = out.lines().find(|line| line.starts_with("loss")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
+    };
+    let four_bit = loss(&["-a", "out", "--load-in-4bit"]);
+    assert_ne!(four_bit, loss(&["-a", "out"]), "another base, another loss");
+    scene.run(&["merge", "-a", "out", "-o", "floats", "--load-in-4bit", "--dtype", "f32"]).succeeds();
+    assert!((loss(&["-m", "floats"]) - four_bit).abs() < 2e-4);
+    let merged = scene.run(&["merge", "-a", "out", "-o", "again", "--load-in-4bit", "--requantize"]);
+    merged.succeeds();
+    assert!(merged.err.contains("saved in 4 bits: quantising moved 14 weights by "), "{}", merged.err);
+    let again = loss(&["-m", "again"]);
+    assert!((again - four_bit).abs() < 0.2 && again != four_bit, "{again} {four_bit}");
+    let config = scene.read("again/config.json");
+    assert!(config.contains("\"bnb_4bit_quant_type\": \"nf4\""), "{config}");
+}

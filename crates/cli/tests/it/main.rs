@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod commands;
+mod dimensions;
 mod resume;
 mod scene;
 mod studies;

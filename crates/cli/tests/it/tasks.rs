@@ -25,7 +25,7 @@ peft:
 ";
 
 /// A scene with a tiny BERT and a run for `task`, whose keys stand in `more`.
-fn scene(more: &str, train: &str, valid: &str) -> Scene {
+pub(crate) fn scene(more: &str, train: &str, valid: &str) -> Scene {
     scene_of("bert", &format!("{RUN}{more}"), train, valid)
 }
 
@@ -60,7 +60,7 @@ fn lines(text: &str) -> Vec<Value> {
 }
 
 /// Texts of which those with more of `a` than of `b` are of one class.
-fn letters(count: usize, shift: usize) -> Vec<(String, bool)> {
+pub(crate) fn letters(count: usize, shift: usize) -> Vec<(String, bool)> {
     let text = |number: usize| {
         let is_a = number.is_multiple_of(2);
         let (many, few) = if is_a { ("a", "b") } else { ("b", "a") };
