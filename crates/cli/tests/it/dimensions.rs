@@ -57,7 +57,8 @@ fn a_search_ends_in_a_table_and_a_plot_and_goes_on_where_it_was() {
 #[test]
 fn what_cannot_be_searched_is_refused_before_anything_is_loaded() {
     let scene = scene();
-    let refused = scene.run(&["intrinsic-dimension", "run.yaml", "metric_for_best_model=loss", "validation_file="]);
+    let nothing_to_compare = ["metric_for_best_model=loss", "validation_file=null", "eval_steps=null"];
+    let refused = scene.run(&[&["intrinsic-dimension", "run.yaml"], &nothing_to_compare[..]].concat());
     refused.fails(
         2,
         &["peft_type is LORA, must be INTRINSIC or SAID", "validation_file is missing", "of which less is better"],
