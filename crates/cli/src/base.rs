@@ -92,6 +92,7 @@ impl Base {
             head,
             precision,
             quantization: args.quantization.keys().options(),
+            rope_factor: args.adapter.as_deref().map(rope_factor_of).transpose()?.flatten(),
         };
         let base = match (&args.model, &args.adapter) {
             (Some(name), _) => Self::load(name, &options)?,
@@ -154,6 +155,12 @@ fn base_of(adapter: &Path) -> anyhow::Result<String> {
             adapter.join("adapter_config.json").display()
         ))),
     }
+}
+
+/// What an adapter's positions are divided by, if they are.
+fn rope_factor_of(adapter: &Path) -> anyhow::Result<Option<f64>> {
+    let (config, _) = load_config(adapter)?;
+    Ok(config.rope_scaling().map(|scaling| scaling.factor))
 }
 
 /// The tuners of an adapter, if there is one.

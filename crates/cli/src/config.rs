@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
-use tunesmith_methods::{ConfigProblem, LoraPlus, MethodConfig, MethodError};
+use tunesmith_methods::{ConfigProblem, DyLoraConfig, LoraPlus, MethodConfig, MethodError};
 use tunesmith_models::Task;
 use tunesmith_study::assign;
 use tunesmith_tensor::Precision;
@@ -257,6 +257,9 @@ impl Written {
             self.add(&mut problems, key, format!("{key}: needs load_in_4bit: true"));
         }
         let peft = self.peft(&mut problems);
+        for problem in peft.iter().flat_map(|peft| rank_problems(peft, data.has_validation())) {
+            self.add(&mut problems, "peft.rank", problem);
+        }
         problems.into_result(&self.source)?;
         let peft = peft.context("the method's configuration has neither value nor problem")?;
         Ok(RunConfig { run, data, task, quantization, arguments, peft })
@@ -403,6 +406,23 @@ impl Written {
     fn add(&self, problems: &mut Problems, key: &str, text: String) {
         problems.0.push((self.lines.get(key).copied(), text));
     }
+}
+
+/// What the choice of a rank at the end of training lacks.
+fn rank_problems(peft: &MethodConfig, has_validation: bool) -> Vec<String> {
+    let chooses = |method: &MethodConfig| method.get::<DyLoraConfig>().is_some_and(DyLoraConfig::chooses_rank);
+    if !peft.each().any(|method| chooses(&method)) {
+        return Vec::new();
+    }
+    let mut problems = Vec::new();
+    if !has_validation {
+        problems.push("peft.rank: auto needs a validation_file, on which ranks are compared".to_owned());
+    }
+    if peft.each().len() > 1 {
+        let text = "peft.rank: auto needs DYLORA to be the only method: give a number, or leave rank out for r";
+        problems.push(text.to_owned());
+    }
+    problems
 }
 
 /// The metrics of generated texts that an evaluation measures.

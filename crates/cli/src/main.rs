@@ -14,6 +14,7 @@ mod plot;
 mod progress;
 mod pull;
 mod quantization;
+mod rank_choice;
 mod serve_args;
 mod subspaces;
 mod task_file;

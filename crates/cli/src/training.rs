@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tunesmith_methods::{
-    BuiltAdapter, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint, save_adapter,
-    save_checkpoint,
+    BuiltAdapter, DyLoraConfig, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint,
+    save_adapter, save_checkpoint, with_rank,
 };
 use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task};
 use tunesmith_tensor::{Adapter, Parameter, Role, Seed, Workspace};
@@ -24,6 +24,7 @@ use crate::config::{RunConfig, text_metrics};
 use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Reading};
+use crate::rank_choice::{ChosenRank, measure_ranks};
 use crate::task_file::{self, TaskFile};
 use crate::terminal;
 
@@ -141,6 +142,24 @@ impl Training {
         .into())
     }
 
+    /// With `rank: auto`, measures every rank of the trained adapter on the held-out set, and keeps it at the smallest that
+    /// is good enough, in memory and in the run's folder.
+    pub(crate) fn choose_rank(&self, built: &mut BuiltAdapter) -> anyhow::Result<Option<ChosenRank>> {
+        let Some(config) = built.config.get::<DyLoraConfig>().filter(|config| config.chooses_rank()).cloned() else {
+            return Ok(None);
+        };
+        let (base, arguments) = (&self.base, &self.config.arguments);
+        let set = self.validation.as_deref().context("the configuration was checked for a held-out set")?;
+        let (tokenizer, limit) = (&base.pretrained.tokenizer, arguments.eval_batch_limit());
+        let measured = measure_ranks(base, built, config.ranks(), |adapter| {
+            set.evaluate(base.model(), tokenizer, Some(adapter), &self.workspace, limit)
+        })?;
+        let chosen = ChosenRank::of(&measured, arguments.metric_for_best_model, config.rank_tolerance)?;
+        *built = base.describe(|description| with_rank(built, chosen.rank, description))?;
+        save_adapter(&self.config.run.output_dir, built)?;
+        Ok(Some(chosen))
+    }
+
     /// Trains the adapter, and shows the progress.
     pub(crate) fn run(&self, built: &mut BuiltAdapter, start: Start, interrupt: &Interrupt) -> anyhow::Result<Report> {
         let mut watcher = Watcher::new(&self.config, interrupt, Detail::Everything);
@@ -210,6 +229,7 @@ pub(crate) fn load_options(config: &RunConfig, head: HeadOptions) -> LoadOptions
         head,
         precision: config.run.precision.into(),
         quantization: config.quantization.options(),
+        rope_factor: config.peft.rope_scaling().map(|scaling| scaling.factor),
     }
 }
 

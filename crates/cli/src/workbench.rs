@@ -147,6 +147,7 @@ impl Bench {
             let text = "stopped; what is finished is kept. The same command goes on".to_owned();
             return Err(Interrupted(text).into());
         }
+        training.choose_rank(&mut built)?;
         let log = Curve::read(&folder.join(LOG_FILE))?;
         let at = kept_step(&training, &report.state);
         let mut measured = self.evaluate(spec, &training, Some(&built.adapter))?;

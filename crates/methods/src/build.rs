@@ -2,7 +2,7 @@
 
 use tunesmith_tensor::{Adapter, Gradients, Seed, Workspace};
 
-use crate::common::{PEFT_VERSION, Purpose};
+use crate::common::{PEFT_VERSION, Purpose, RopeScaling};
 use crate::method::{Place, Routine};
 use crate::{MethodConfig, MethodError, ModelDescription};
 
@@ -48,7 +48,9 @@ impl BuiltAdapter {
 /// # Errors
 /// Any [`MethodError`] about the configuration or about what it asks of this model.
 pub fn build(config: &MethodConfig, model: &ModelDescription<'_>, seed: Seed) -> Result<BuiltAdapter, MethodError> {
+    let rope_scaling = config.rope_scaling();
     let config = config.with_common(|common| {
+        common.rope_scaling = rope_scaling;
         common.peft_version = PEFT_VERSION.to_owned();
         common.task_type.get_or_insert(model.task_type);
         if common.base_model_name_or_path.is_none() {
@@ -71,7 +73,33 @@ pub(crate) fn build_at(config: &MethodConfig, place: &Place<'_, '_>) -> Result<B
     if !problems.is_empty() {
         return Err(MethodError::Config { place: "the configuration".to_owned(), problems });
     }
+    check_positions(config, place)?;
     config.method().build(place)
+}
+
+/// An adapter sees positions as it was trained to, and its file says how.
+fn check_positions(config: &MethodConfig, place: &Place<'_, '_>) -> Result<(), MethodError> {
+    let Some(RopeScaling { factor, .. }) = config.common().rope_scaling else { return Ok(()) };
+    let impossible = |why: String, instead: String| {
+        Err(MethodError::Impossible { what: format!("rope_scaling with factor {factor}"), why, instead })
+    };
+    let found = place.model.rope_factor;
+    if found != factor {
+        let why = match found {
+            1.0 => "the base was loaded without rope_scaling".to_owned(),
+            found => format!("the base was loaded with factor {found}"),
+        };
+        let instead = format!(
+            "Write \"rope_scaling\": {{\"rope_type\": \"linear\", \"factor\": {factor}}} into a copy of the base's \
+             config.json and use that; evaluate, generate and merge do it by themselves, for one adapter"
+        );
+        return impossible(why, instead);
+    }
+    if config.method().foreign_file().is_some() {
+        let instead = "Train LONG_LORA or LORA, whose files can".to_owned();
+        return impossible(format!("AdapterHub's files of {} cannot say it", config.peft_type()), instead);
+    }
+    Ok(())
 }
 
 /// Several methods' tuners as one adapter.

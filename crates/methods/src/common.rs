@@ -32,6 +32,9 @@ pub struct CommonConfig {
     pub revision: Option<String>,
     /// Python classes of the base model, where `task_type` does not tell them. Kept, not used.
     pub auto_mapping: Option<Value>,
+    /// How the base's rotary positions are interpolated for longer contexts than it was trained on, while the adapter is
+    /// trained and wherever it is used. Not in PEFT, which warns of the key and leaves the base as it is.
+    pub rope_scaling: Option<RopeScaling>,
     /// Version of the library that wrote the file.
     pub peft_version: String,
 }
@@ -43,10 +46,34 @@ impl Default for CommonConfig {
             base_model_name_or_path: None,
             revision: None,
             auto_mapping: None,
+            rope_scaling: None,
             peft_version: PEFT_VERSION.to_owned(),
         }
     }
 }
+
+/// Position interpolation (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>) under the names that `config.json` has
+/// for it: positions are divided by `factor`, so that `factor` times as many lie where the base has learned to look.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeScaling {
+    /// The way of scaling.
+    #[serde(alias = "type")]
+    pub rope_type: RopeType,
+    /// What positions are divided by; more than 1.
+    pub factor: f64,
+}
+
+/// The way of scaling rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    /// All are divided by one factor.
+    Linear,
+}
+
+/// A key of [`CommonConfig`] that PEFT has not; files leave it out where it is not set.
+pub(crate) const ROPE_SCALING: &str = "rope_scaling";
 
 /// What a model is for, in PEFT's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::MethodError;
-use crate::common::{CommonConfig, Purpose, kind_of, sorted};
+use crate::common::{CommonConfig, Purpose, RopeScaling, kind_of, sorted};
 use crate::error::ConfigProblem;
 use crate::method::{AnyMethod, METHODS, Method};
 use crate::nearest::nearest;
@@ -128,6 +128,11 @@ impl MethodConfig {
     /// What every method's configuration has; of several methods that of the first.
     pub fn common(&self) -> &CommonConfig {
         self.methods[0].common()
+    }
+
+    /// How the base's positions are interpolated: what the first method says that says something.
+    pub fn rope_scaling(&self) -> Option<RopeScaling> {
+        self.methods.iter().find_map(|method| method.common().rope_scaling)
     }
 
     /// The same with what every method's configuration has changed by `change`, in all methods.

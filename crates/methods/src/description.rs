@@ -32,6 +32,8 @@ pub struct ModelDescription<'a> {
     pub tokenize: Option<Tokenize<'a>>,
     /// What the model computes for tokens; `None` where it cannot be run.
     pub keys_and_values: Option<KeysAndValues<'a>>,
+    /// What the positions of rotary embeddings are divided by (`rope_scaling`); 1 where they are not, or there are none.
+    pub rope_factor: f64,
     /// All sites; the id of a site is its place in the list.
     pub sites: &'a [Site],
     /// The frozen weight and bias of a weight site.

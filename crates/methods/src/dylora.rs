@@ -7,11 +7,13 @@
 //! otherwise: all of the first b rows and columns are
 //! ```
 //!
-//! The rank of update `t` is a function of the seed and `t`. Outside training the rank is `evaluation_r`, by default `r`. What
+//! The rank of update `t` is a function of the seed and `t`. Outside training the rank is `rank`, by default `r`;
+//! `auto` is `r` until the end of training, which sets it to the smallest that is as good as the best within a tolerance. What
 //! the optimiser's momentum would do to rows that were not drawn is undone, so that exactly those named above change. Not in
 //! PEFT: the file has LoRA's tensors, and any rank of it is exported as a plain LoRA file.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,7 +47,10 @@ pub struct DyLoraConfig {
     /// Whether an update changes the last row and column of the drawn rank only.
     pub frozen: bool,
     /// The rank outside training; none is `r`.
-    pub evaluation_r: Option<usize>,
+    pub rank: Option<RankKey>,
+    /// With `rank: auto`, how much worse than the best rank's result on the held-out set that of the chosen one may be,
+    /// as a fraction of the former.
+    pub rank_tolerance: f64,
     /// Numerator of the scale.
     #[serde(serialize_with = "number")]
     pub lora_alpha: f64,
@@ -63,6 +68,24 @@ pub struct DyLoraConfig {
     pub layers_pattern: Option<OneOrMany<String>>,
 }
 
+/// The rank outside training, as configurations name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a rank, or auto")]
+pub enum RankKey {
+    /// This one.
+    Rank(usize),
+    /// The smallest that is good enough, chosen at the end of training.
+    Auto(Auto),
+}
+
+/// The word `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// It.
+    Auto,
+}
+
 impl Default for DyLoraConfig {
     fn default() -> Self {
         Self {
@@ -70,7 +93,8 @@ impl Default for DyLoraConfig {
             r: 8,
             min_r: 1,
             frozen: false,
-            evaluation_r: None,
+            rank: None,
+            rank_tolerance: 0.01,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
             target_modules: None,
@@ -83,6 +107,24 @@ impl Default for DyLoraConfig {
 }
 
 impl DyLoraConfig {
+    /// Whether the end of training chooses the rank.
+    pub fn chooses_rank(&self) -> bool {
+        matches!(self.rank, Some(RankKey::Auto(_)))
+    }
+
+    /// The ranks that were, or are to be, trained.
+    pub fn ranks(&self) -> RangeInclusive<usize> {
+        self.min_r..=self.r
+    }
+
+    /// The rank outside training.
+    fn rank_in_use(&self) -> usize {
+        match self.rank {
+            Some(RankKey::Rank(rank)) => rank,
+            Some(RankKey::Auto(_)) | None => self.r,
+        }
+    }
+
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             target_modules: self.target_modules.as_ref(),
@@ -218,12 +260,14 @@ impl Method for DyLoraConfig {
         };
         check(self.r > 0, "r", "a rank must be at least 1".into());
         check((1..=self.r).contains(&self.min_r), "min_r", format!("it must lie between 1 and r, which is {}", self.r));
-        let rank = self.evaluation_r.unwrap_or(self.r);
+        let rank = self.rank_in_use();
         check(
             (1..=self.r).contains(&rank),
-            "evaluation_r",
-            format!("it must lie between 1 and r, which is {}", self.r),
+            "rank",
+            format!("it must lie between 1 and r, which is {}, or be auto", self.r),
         );
+        let is_fraction = self.rank_tolerance.is_finite() && self.rank_tolerance >= 0.0;
+        check(is_fraction, "rank_tolerance", "it must be a number from 0".into());
         let is_probability = (0.0..1.0).contains(&self.lora_dropout);
         check(is_probability, "lora_dropout", "a probability from 0 to below 1 is needed".into());
         problems
@@ -233,8 +277,7 @@ impl Method for DyLoraConfig {
         let Place { model, seed, purpose, .. } = *place;
         let defaults = target_defaults::lora(model.model_type);
         let placement = Placement::find(&Wanted { defaults, ..self.wanted() }, place)?;
-        let evaluation = self.evaluation_r.unwrap_or(self.r);
-        let ranks = Arc::new(Ranks { drawn: AtomicUsize::new(self.r), evaluation });
+        let ranks = Arc::new(Ranks { drawn: AtomicUsize::new(self.r), evaluation: self.rank_in_use() });
         let like_lora = LoraConfig { r: self.r, ..LoraConfig::default() };
         let mut adapter = Adapter::new();
         let mut tensors = Vec::new();
@@ -259,16 +302,7 @@ impl Method for DyLoraConfig {
 /// # Errors
 /// [`MethodError::Impossible`] for another method, or a rank that it was not trained for.
 pub fn at_rank(built: &BuiltAdapter, rank: usize, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
-    let impossible =
-        |why: String, instead: String| MethodError::Impossible { what: format!("rank {rank}"), why, instead };
-    let Some(config) = built.config.get::<DyLoraConfig>() else {
-        let why = format!("only a DyLoRA adapter holds every rank, and this one is {}", built.config.peft_type());
-        return Err(impossible(why, "Train with peft_type: DYLORA".into()));
-    };
-    if !(config.min_r..=config.r).contains(&rank) {
-        let why = format!("the adapter was trained for ranks {} to {}", config.min_r, config.r);
-        return Err(impossible(why, "Choose one of these".into()));
-    }
+    let config = trained_for(built, rank)?;
     let lora = LoraConfig {
         common: config.common.clone(),
         r: rank,
@@ -281,21 +315,52 @@ pub fn at_rank(built: &BuiltAdapter, rank: usize, model: &ModelDescription<'_>) 
         layers_pattern: config.layers_pattern.clone(),
         ..LoraConfig::default()
     };
+    filled_from(built, &MethodConfig::new(lora), model)
+}
+
+/// The same DyLoRA adapter, which from here on is used, merged and saved at rank `rank`. Its training is over.
+///
+/// # Errors
+/// As [`at_rank`].
+pub fn with_rank(built: &BuiltAdapter, rank: usize, model: &ModelDescription<'_>) -> Result<BuiltAdapter, MethodError> {
+    let config = DyLoraConfig { rank: Some(RankKey::Rank(rank)), ..trained_for(built, rank)?.clone() };
+    filled_from(built, &MethodConfig::new(config), model)
+}
+
+/// The configuration of a DyLoRA adapter that was trained for `rank`.
+fn trained_for(built: &BuiltAdapter, rank: usize) -> Result<&DyLoraConfig, MethodError> {
+    let impossible =
+        |why: String, instead: String| MethodError::Impossible { what: format!("rank {rank}"), why, instead };
+    let Some(config) = built.config.get::<DyLoraConfig>() else {
+        let why = format!("only a DyLoRA adapter holds every rank, and this one is {}", built.config.peft_type());
+        return Err(impossible(why, "Train with peft_type: DYLORA".into()));
+    };
+    if !config.ranks().contains(&rank) {
+        let why = format!("the adapter was trained for ranks {} to {}", config.min_r, config.r);
+        return Err(impossible(why, "Choose one of these".into()));
+    }
+    Ok(config)
+}
+
+/// An adapter of `config` with the first rows and columns of the tensors that `built` has under the same names.
+fn filled_from(
+    built: &BuiltAdapter,
+    config: &MethodConfig,
+    model: &ModelDescription<'_>,
+) -> Result<BuiltAdapter, MethodError> {
     let place = Place { model, seed: Seed(0), purpose: Purpose::Loading, file: None, taken: &[] };
-    let mut plain = build_at(&MethodConfig::new(lora), &place)?;
+    let mut filled = build_at(config, &place)?;
     let trained: BTreeMap<String, Stored> =
         built.adapter.stored(0).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-    for parameter in plain.adapter.parameters_mut() {
+    for parameter in filled.adapter.parameters_mut() {
         let Some(tensor) = trained.get(parameter.name()) else { continue };
-        let is_b = parameter.name().ends_with(B);
         let mut value = parameter.value_mut();
         let (rows, cols) = value.shape();
         for row in 0..rows {
-            let from = tensor.value.row(row);
-            value.row_mut(row).copy_from_slice(if is_b { &from[..rank] } else { &from[..cols] });
+            value.row_mut(row).copy_from_slice(&tensor.value.row(row)[..cols]);
         }
     }
-    Ok(plain)
+    Ok(filled)
 }
 
 #[cfg(test)]

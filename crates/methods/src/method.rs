@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tunesmith_tensor::{Adapter, Gradients, Role, Seed, SiteId, Stored, Workspace};
 
-use crate::common::{CommonConfig, Purpose, Uninterpreted, as_map, keys_of, read_fields};
+use crate::common::{CommonConfig, Purpose, ROPE_SCALING, Uninterpreted, as_map, keys_of, read_fields};
 use crate::error::ConfigProblem;
 use crate::{
     AdaLoraConfig, BitFitConfig, DyLoraConfig, FullConfig, HoulsbyConfig, Ia3Config, IntrinsicConfig, LnTuningConfig,
@@ -214,7 +214,8 @@ impl<M: Method> AnyMethod for M {
 
     fn to_map(&self) -> Map<String, Value> {
         let mut values = as_map(self);
-        values.retain(|key, value| !value.is_null() || !M::own_keys().contains(&key.as_str()));
+        let is_own = |key: &String| key == ROPE_SCALING || M::own_keys().contains(&key.as_str());
+        values.retain(|key, value| !value.is_null() || !is_own(key));
         values
     }
 
@@ -264,5 +265,9 @@ fn read<M: Method>(
 ) -> Option<Arc<dyn AnyMethod>> {
     let method: M = read_fields(values, M::uninterpreted(), purpose, problems)?;
     problems.extend(Method::problems(&method, purpose));
+    if method.common().rope_scaling.is_some_and(|scaling| !(scaling.factor.is_finite() && scaling.factor > 1.0)) {
+        let reason = "factor must be more than 1: the context that is wanted, divided by the base's".to_owned();
+        problems.push(ConfigProblem::Value { key: ROPE_SCALING.to_owned(), reason });
+    }
     Some(Arc::new(method))
 }

@@ -5,15 +5,15 @@
 //! ```
 //!
 //! `A` `[r, in]` and `B` `[out, r]` are random, frozen, and shared by all layers, which use the first rows and columns of
-//! one pair as large as the largest layer. Only `λ_d` `[r]` and `λ_b` `[out]` are trained; `λ_b` is zero at first. Where
-//! PEFT draws `A` and `B` from PyTorch's generator, they come from this program's own here, and are always saved.
+//! one pair as large as the largest layer. Only `λ_d` `[r]` and `λ_b` `[out]` are trained; `λ_b` is zero at first. Both
+//! come from PyTorch's generator under `projection_prng_key`, bit for bit as PEFT draws them, so that files may lack them.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tunesmith_tensor::{
-    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Seed, Site, Stored, Stream, Tape, Term, Trainable, Tuned,
-    Var, WeightTuner,
+    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Seed, Site, Stored, Tape, Term, TorchGenerator, Trainable,
+    Tuned, Var, WeightTuner,
 };
 
 use crate::build::parameter_name;
@@ -38,7 +38,7 @@ pub struct VeraConfig {
     pub target_modules: Option<Modules>,
     /// Seed of the projections.
     pub projection_prng_key: u64,
-    /// Whether the projections are saved.
+    /// Whether the projections are saved; otherwise they are drawn again from `projection_prng_key`.
     pub save_projection: bool,
     /// Probability with which training zeroes a value of the input of `A`.
     pub vera_dropout: f64,
@@ -122,13 +122,15 @@ const B: &str = "base_model.vera_B";
 
 impl Projections {
     /// Kaiming's uniform start with PyTorch's gain for ReLU: `U(−√(6/fan in), √(6/fan in))`.
-    fn random(r: usize, cols: usize, rows: usize, seed: Seed) -> Self {
-        let filled = |rows: usize, cols: usize, mut stream: Stream| {
-            let bound = (6.0 / cols as f32).sqrt();
-            let values = std::iter::repeat_with(|| stream.uniform_between(-bound, bound)).take(rows * cols).collect();
-            Arc::new(Matrix::from_vec(rows, cols, values))
+    /// `B` goes on where `A` has ended.
+    fn random(r: usize, cols: usize, rows: usize, key: u64) -> Self {
+        let mut generator = TorchGenerator::new(key);
+        let mut filled = |rows: usize, cols: usize| {
+            let bound = (3.0f64.sqrt() * (2.0f64.sqrt() / (cols as f64).sqrt())) as f32;
+            let values = std::iter::repeat_with(|| generator.uniform_between(-bound, bound));
+            Arc::new(Matrix::from_vec(rows, cols, values.take(rows * cols).collect()))
         };
-        Self { a: filled(r, cols, seed.stream(A, 0)), b: filled(rows, r, seed.stream(B, 0)) }
+        Self { a: filled(r, cols), b: filled(rows, r) }
     }
 
     /// The projections in an adapter's file. One that is missing or has another shape is left for the check of the
@@ -155,6 +157,7 @@ pub struct VeraTuner {
     /// The layer's part of `B` `[out, r]`.
     b: Arc<Matrix>,
     projections: Arc<Projections>,
+    saves_projections: bool,
     dropout: f32,
     /// The layer's own bias, where it is trained too.
     bias: Option<Parameter>,
@@ -175,6 +178,7 @@ impl VeraTuner {
             a: FrozenWeight::float32(Matrix::from_vec(config.r, site.cols, a)),
             b: Arc::new(Matrix::from_vec(site.rows, config.r, b)),
             projections: Arc::clone(projections),
+            saves_projections: config.save_projection,
             dropout: config.vera_dropout as f32,
             bias: None,
         }
@@ -209,7 +213,8 @@ impl Trainable for VeraTuner {
             value: Arc::clone(value),
         };
         let shared = [projection(A, &self.projections.a), projection(B, &self.projections.b)];
-        shared.into_iter().chain(self.parameters().into_iter().map(Stored::from)).collect()
+        let shared = shared.into_iter().filter(|_| self.saves_projections);
+        shared.chain(self.parameters().into_iter().map(Stored::from)).collect()
     }
 }
 
@@ -252,7 +257,7 @@ impl Method for VeraConfig {
         &mut self.common
     }
 
-    fn problems(&self, purpose: Purpose) -> Vec<ConfigProblem> {
+    fn problems(&self, _purpose: Purpose) -> Vec<ConfigProblem> {
         let mut problems = placement::problems(&self.wanted());
         let mut add = |key: &str, reason: String| problems.push(ConfigProblem::Value { key: key.to_owned(), reason });
         if self.r == 0 {
@@ -260,18 +265,6 @@ impl Method for VeraConfig {
         }
         if !(0.0..1.0).contains(&self.vera_dropout) {
             add("vera_dropout", format!("a probability from 0 to below 1 is needed, not {}", self.vera_dropout));
-        }
-        if !self.save_projection {
-            let reason = match purpose {
-                Purpose::Training => {
-                    "the projections are drawn by this program's own generator, which PEFT does not have"
-                }
-                Purpose::Loading => {
-                    "the file lacks the projections, which only PyTorch's generator makes again: load it with PEFT and \
-                     save it with save_projection: true"
-                }
-            };
-            add("save_projection", format!("it must be true: {reason}"));
         }
         problems
     }
@@ -285,8 +278,8 @@ impl Method for VeraConfig {
         let cols = sites().map(|site| site.cols).max().unwrap_or(0);
         let rows = sites().map(|site| site.rows).max().unwrap_or(0);
         let projections = match file {
-            Some(file) => Projections::stored(file, self.r, cols, rows),
-            None => Projections::random(self.r, cols, rows, Seed(self.projection_prng_key)),
+            Some(file) if self.save_projection => Projections::stored(file, self.r, cols, rows),
+            _ => Projections::random(self.r, cols, rows, self.projection_prng_key),
         };
         let projections = Arc::new(projections);
         let mut adapter = Adapter::new();
@@ -319,7 +312,7 @@ mod tests {
         let layer = Layer::new(5, 4, true);
         let config = VeraConfig { r: 3, init_weights: false, ..VeraConfig::default() };
         let make = || {
-            let projections = Arc::new(Projections::random(3, 7, 6, Seed(2)));
+            let projections = Arc::new(Projections::random(3, 7, 6, 2));
             VeraTuner::new(&config, &layer.site, &projections, Seed(1))
         };
         check_linear(&layer, make);
@@ -329,7 +322,7 @@ mod tests {
 
     #[test]
     fn projections_have_the_reference_distribution() {
-        let Projections { a, b } = Projections::random(64, 600, 500, Seed(0));
+        let Projections { a, b } = Projections::random(64, 600, 500, 0);
         for (matrix, fan_in) in [(a, 600.0f32), (b, 64.0)] {
             let bound = (6.0 / fan_in).sqrt();
             let largest = matrix.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
@@ -337,5 +330,43 @@ mod tests {
             let variance = matrix.data().iter().map(|value| value * value).sum::<f32>() / matrix.data().len() as f32;
             assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.02);
         }
+    }
+
+    #[test]
+    fn projections_are_those_that_peft_draws() {
+        let Projections { a, b } = Projections::random(3, 4, 5, 5);
+        let expected_a = [
+            0.8089485764503479,
+            -0.9158375263214111,
+            0.9980928897857666,
+            0.7836580276489258,
+            1.0290390253067017,
+            -0.9390236139297485,
+            -0.8220695853233337,
+            0.5827811360359192,
+            -1.143263578414917,
+            1.2105004787445068,
+            0.2606956958770752,
+            0.15816664695739746,
+        ];
+        let expected_b = [
+            -1.2094008922576904,
+            0.45067861676216125,
+            0.6081280708312988,
+            0.2243722826242447,
+            1.3602668046951294,
+            0.42471277713775635,
+            -1.2540286779403687,
+            1.1882553100585938,
+            0.480167418718338,
+            -0.6746559143066406,
+            -1.2990533497665405,
+            0.8062029480934143,
+            1.343959093093872,
+            -1.1586813926696777,
+            0.0772877112030983,
+        ];
+        assert_eq!(a.data(), expected_a.map(|value: f64| value as f32));
+        assert_eq!(b.data(), expected_b.map(|value: f64| value as f32));
     }
 }

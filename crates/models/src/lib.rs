@@ -40,7 +40,7 @@ mod tokenizer;
 mod weights;
 
 pub use architectures::gpt2::{Gpt2, Gpt2Config};
-pub use architectures::llama::{self, Llama};
+pub use architectures::llama::{self, Llama, rope_factor};
 pub use beam_search::{BeamSearch, EarlyStopping, Hypothesis, beam_search, search};
 pub use cache::{Cache, PAGE_TOKENS, Page, PageBuffers, SequenceCache};
 pub use chat::{Message, Turn};

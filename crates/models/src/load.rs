@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tunesmith_tensor::Precision;
 
+use crate::architectures::llama::{LlamaConfig, MODEL_TYPES};
 use crate::architectures::{Configured, configure};
 use crate::bitsandbytes::{self, FourBitCheckpoint};
 use crate::error::ModelError;
@@ -22,7 +23,7 @@ use crate::tokenizer::TextTokenizer;
 const CONFIG: &str = "config.json";
 
 /// What to use in place of the model's own files.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
     /// A `tokenizer.json`, or a folder that holds one (`tokenizer_name_or_path`).
     pub tokenizer: Option<PathBuf>,
@@ -34,6 +35,9 @@ pub struct LoadOptions {
     pub head: HeadOptions,
     /// How its matrices are kept in memory.
     pub quantization: QuantizationOptions,
+    /// What rotary positions are divided by (`rope_scaling` of type `linear`), in place of what the model's own
+    /// configuration says; it then takes as many times the positions.
+    pub rope_factor: Option<f64>,
 }
 
 /// A model without a tokenizer.
@@ -68,7 +72,7 @@ pub struct Pretrained {
 /// # Errors
 /// Everything that can be wrong with the files; see [`ModelError`].
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Pretrained, ModelError> {
-    let opened = Opened::open(path, &options.head)?;
+    let opened = Opened::open(path, &options.head, options.rope_factor)?;
     let tokenizer = match (&options.tokenizer, &opened) {
         (Some(tokenizer), _) => TextTokenizer::open(tokenizer)?,
         (None, Opened::Folder { folder, .. }) => TextTokenizer::open(folder)?,
@@ -106,7 +110,7 @@ pub fn load_model_in(path: &Path, precision: Precision) -> Result<LoadedModel, M
 /// # Errors
 /// As [`load`].
 pub fn load_model_with(path: &Path, precision: Precision, head: &HeadOptions) -> Result<LoadedModel, ModelError> {
-    Opened::open(path, head)?.load(precision, &QuantizationOptions::default())
+    Opened::open(path, head, None)?.load(precision, &QuantizationOptions::default())
 }
 
 /// A model alone whose matrices are kept as `options` say.
@@ -118,7 +122,7 @@ pub fn load_model_quantized(
     precision: Precision,
     options: &QuantizationOptions,
 ) -> Result<LoadedModel, ModelError> {
-    Opened::open(path, &HeadOptions::default())?.load(precision, options)
+    Opened::open(path, &HeadOptions::default(), None)?.load(precision, options)
 }
 
 /// A model whose small files have been read.
@@ -128,13 +132,17 @@ enum Opened {
 }
 
 impl Opened {
-    fn open(path: &Path, head: &HeadOptions) -> Result<Self, ModelError> {
+    fn open(path: &Path, head: &HeadOptions, rope_factor: Option<f64>) -> Result<Self, ModelError> {
         let not_a_model =
             |reason: &str| Err(ModelError::NotAModel { path: path.to_path_buf(), reason: reason.to_owned() });
         if path.is_file() {
             if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
                 let gguf = Box::new(Gguf::open(path)?);
-                let config = configure(gguf.config().json.clone(), path, head)?;
+                let mut json = gguf.config().json.clone();
+                if let Some(factor) = rope_factor {
+                    json = interpolated(json, factor, path)?;
+                }
+                let config = configure(json, path, head)?;
                 return Ok(Self::Gguf { gguf, config });
             }
             return not_a_model("it is a file of another kind");
@@ -148,6 +156,9 @@ impl Opened {
         }
         let mut json = json::read_object(&config)?;
         bitsandbytes::take_config(&mut json);
+        if let Some(factor) = rope_factor {
+            json = interpolated(json, factor, &config)?;
+        }
         let config = configure(json.clone(), &config, head)?;
         Ok(Self::Folder { folder: path.to_path_buf(), json, config })
     }
@@ -170,12 +181,30 @@ impl Opened {
     }
 }
 
+/// The configuration with rotary positions divided by `factor`.
+fn interpolated(json: Map<String, Value>, factor: f64, path: &Path) -> Result<Map<String, Value>, ModelError> {
+    let model_type = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if !MODEL_TYPES.contains(&model_type) {
+        let known = MODEL_TYPES.join(", ");
+        let problem = format!(
+            "rope_scaling needs rotary positions, which models of type {model_type:?} have not; take one of {known}, or \
+             leave rope_scaling out"
+        );
+        return Err(ModelError::Config { path: path.to_path_buf(), problems: vec![problem] });
+    }
+    Ok(LlamaConfig::from_json(json, path)?.interpolated(factor, path)?.json)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
+    use tunesmith_tensor::{Forward, Segments, Tape, Workspace};
+
     use super::*;
+    use crate::architectures::llama::rope_factor;
     use crate::fixtures::{self, GgufFile, copied};
+    use crate::model::Inputs;
 
     fn refusal(path: &Path) -> String {
         load_model(path).map(|_| ()).unwrap_err().to_string()
@@ -228,6 +257,46 @@ mod tests {
         assert!(loaded.tokenizer.has_chat_template());
         let text = loaded.tokenizer.encode("hel", true).unwrap_err().to_string();
         assert!(text.contains("the model has 96 token embeddings"), "{text}");
+    }
+
+    #[test]
+    fn interpolated_positions_are_those_of_a_configuration_that_says_so() {
+        let folder = copied("llama");
+        let said = copied("llama");
+        let mut json = json::read_object(&said.path().join(CONFIG)).unwrap();
+        let positions = json["max_position_embeddings"].as_u64().unwrap();
+        json.remove("rope_parameters");
+        json.insert("rope_scaling".to_owned(), serde_json::json!({"type": "linear", "factor": 4.0}));
+        fs::write(said.path().join(CONFIG), json::to_bytes(&json)).unwrap();
+        let outputs = |model: &dyn Model| {
+            let workspace = Workspace::new();
+            let mut tape = Tape::evaluating(&workspace);
+            let mut forward = Forward::new(&mut tape, Segments::from_lengths([9]), None);
+            let inputs = Inputs::tokens(&[3, 1, 4, 1, 5, 9, 2, 6, 5]);
+            model.hidden_states(&mut forward, &inputs, None).value().data().to_vec()
+        };
+        let open = |path: &Path, factor| {
+            let head = HeadOptions::default();
+            let opened = Opened::open(path, &head, factor)?;
+            Ok::<_, ModelError>(opened.load(Precision::Float32, &QuantizationOptions::default())?.model)
+        };
+        let plain = open(folder.path(), None).unwrap();
+        let scaled = open(folder.path(), Some(4.0)).unwrap();
+        let expected = open(said.path(), None).unwrap();
+        assert_eq!(outputs(&*scaled), outputs(&*expected));
+        assert_ne!(outputs(&*scaled), outputs(&*plain));
+        assert_eq!(scaled.info().max_positions as u64, 4 * positions);
+        for (model, factor) in [(&plain, 1.0), (&scaled, 4.0), (&expected, 4.0)] {
+            assert_eq!(rope_factor(model.config_json()), factor);
+        }
+        // Of one that is interpolated already the context grows by what the factor does.
+        let more = open(said.path(), Some(8.0)).unwrap();
+        assert_eq!(more.info().max_positions as u64, 2 * positions);
+        let text = open(copied("bert").path(), Some(2.0)).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("needs rotary positions, which models of type \"bert\" have not"), "{text}");
+        let file = GgufFile::llama().with_tokenizer("gpt-2").written();
+        let gguf = open(&file.path, Some(2.0)).unwrap();
+        assert_eq!(rope_factor(gguf.config_json()), 2.0);
     }
 
     #[test]

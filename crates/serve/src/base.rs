@@ -2,9 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tunesmith_methods::{ModelDescription, TaskType};
+use tunesmith_describe::describe;
+use tunesmith_methods::ModelDescription;
 use tunesmith_models::{Model, ModelKind, Pretrained, Task};
-use tunesmith_tensor::{Base, Kernels, SiteId, Workspace};
+use tunesmith_tensor::{Kernels, Workspace};
 
 /// A loaded model, what it is called, and the buffers and kernels it runs on.
 pub struct BaseModel {
@@ -48,28 +49,7 @@ impl BaseModel {
 
     /// Calls `work` with what methods may know of the model.
     pub fn describe<T>(&self, work: impl FnOnce(&ModelDescription<'_>) -> T) -> T {
-        let model = self.model();
-        let base = |site: SiteId| -> Option<Base<'_>> { model.base(site) };
-        let tokenize = |text: &str| self.pretrained.tokenizer.encode(text, false).unwrap_or_default();
-        work(&ModelDescription {
-            model_type: &model.info().model_type,
-            name_or_path: Some(&self.name),
-            task_type: match self.task() {
-                Task::CausalLm => TaskType::CausalLm,
-                Task::SeqCls => TaskType::SeqCls,
-                Task::TokenCls => TaskType::TokenCls,
-                Task::QuestionAns => TaskType::QuestionAns,
-                Task::Seq2SeqLm => TaskType::Seq2SeqLm,
-                Task::FeatureExtraction => TaskType::FeatureExtraction,
-            },
-            heads: model.info().heads,
-            key_value_heads: model.info().kv_heads,
-            tokenize: Some(&tokenize),
-            // Adapters are only loaded here; no prefix begins from words.
-            keys_and_values: None,
-            sites: model.sites(),
-            base: &base,
-        })
+        describe(self.model(), Some(&self.name), Some(&self.pretrained.tokenizer), work)
     }
 }
 

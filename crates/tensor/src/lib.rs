@@ -21,6 +21,7 @@ mod random;
 mod segments;
 mod site;
 mod tape;
+mod torch_generator;
 mod tuner;
 mod workspace;
 
@@ -50,6 +51,7 @@ pub use random::{Seed, Stream};
 pub use segments::Segments;
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
+pub use torch_generator::TorchGenerator;
 pub use tuner::{
     Affine, AttentionTuner, Base, HiddenTuner, InputTuner, LowRankUpdate, Stored, SubLayer, SubLayerNorm, Term,
     Trainable, Tuned, WeightTuner,

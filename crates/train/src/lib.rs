@@ -6,7 +6,6 @@ mod batch;
 mod batches;
 mod checkpoint;
 mod data;
-mod describe;
 mod error;
 mod evaluate;
 mod intrinsic_dimension;
@@ -32,7 +31,6 @@ pub use data::{
     DataOptions, DataProblem, Dataset, Encode, Example, GenerationCase, Record, Records, generation_cases,
     read_records, tokenize,
 };
-pub use describe::describe;
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, HeldOut, Sample, Validation, evaluate_loss, generate_all};
 pub use intrinsic_dimension::{Candidate, CurvePoint, DimensionSearch, IntrinsicDimension, NextTrial, Trial};
@@ -53,3 +51,4 @@ pub use tasks::{
     read_task_rows, task_dataset, task_labels,
 };
 pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start};
+pub use tunesmith_describe::describe;

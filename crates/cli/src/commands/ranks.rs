@@ -3,14 +3,15 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use tunesmith_methods::{BuiltAdapter, DyLoraConfig, at_rank, save_adapter};
 use tunesmith_tensor::Adapter;
+use tunesmith_train::metrics::MetricValue;
 use tunesmith_train::{Evaluation, TrainError};
 
 use crate::args::EvaluateArgs;
 use crate::base::Base;
 use crate::failure::Misuse;
+use crate::rank_choice::{ChosenRank, measure_ranks};
 use crate::training::rounded;
 
 /// What the command line asks of the ranks.
@@ -69,19 +70,17 @@ impl Ranks {
     ) -> anyhow::Result<()> {
         let built = built.ok_or_else(|| Misuse("--ranks needs an adapter: give it with --adapter".into()))?;
         let config = built.config.get::<DyLoraConfig>();
-        let all = || config.map_or_else(|| vec![1], |config| (config.min_r..=config.r).collect());
+        let all = || config.map_or_else(|| vec![1], |config| config.ranks().collect());
         let ranks = self.wanted.clone().unwrap_or_else(all);
         let mut out = io::stdout().lock();
-        let mut losses = Vec::new();
-        for rank in ranks {
-            let plain = base.describe(|description| at_rank(built, rank, description))?;
-            let evaluation = evaluate(&plain.adapter)?;
+        let measured = measure_ranks(base, built, ranks, evaluate)?;
+        for (rank, evaluation) in &measured {
             let values: Vec<String> =
                 evaluation.metrics.iter().map(|(key, value)| format!("{key} {}", rounded(*value))).collect();
             writeln!(out, "rank {rank:<6} {}", values.join("  "))?;
-            losses.push((rank, evaluation.get("loss").context("an evaluation measures the loss")?));
         }
-        let recommended = smallest_within(&losses, self.tolerance).context("there is at least one rank")?;
+        let loss = MetricValue { key: "loss", higher_is_better: false };
+        let recommended = ChosenRank::of(&measured, loss, self.tolerance)?.rank;
         writeln!(out, "recommended {recommended}, the smallest within {} % of the best", 100.0 * self.tolerance)?;
         if let Some(Export { rank, folder }) = &self.export {
             let rank = rank.unwrap_or(recommended);
@@ -90,25 +89,5 @@ impl Ranks {
             writeln!(out, "rank {rank:<6} {}", folder.display())?;
         }
         Ok(())
-    }
-}
-
-/// The smallest rank whose loss is at most the best one's, plus a fraction of it.
-fn smallest_within(losses: &[(usize, f64)], tolerance: f64) -> Option<usize> {
-    let best = losses.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
-    losses.iter().filter(|(_, loss)| *loss <= best * (1.0 + tolerance)).map(|(rank, _)| *rank).min()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_smallest_rank_that_is_good_enough_is_recommended() {
-        let losses = [(1, 2.5), (2, 2.02), (3, 2.0), (4, 2.01)];
-        assert_eq!(smallest_within(&losses, 0.01), Some(2));
-        assert_eq!(smallest_within(&losses, 0.0), Some(3));
-        assert_eq!(smallest_within(&losses, 0.3), Some(1));
-        assert_eq!(smallest_within(&[], 0.1), None);
     }
 }

@@ -14,8 +14,9 @@ use crate::config::Written;
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt::Interrupt;
 use crate::plot::LossCurve;
+use crate::rank_choice::ChosenRank;
 use crate::terminal;
-use crate::training::{Training, describe};
+use crate::training::{Training, describe, rounded};
 
 /// What a finished run came to, under the name that `transformers` has for it.
 const RESULTS_FILE: &str = "all_results.json";
@@ -50,10 +51,13 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         ))
         .into());
     }
+    let chosen = training.choose_rank(&mut built)?;
     let path = output.join(RESULTS_FILE);
-    let text = format!("{:#}\n", Value::Object(results(&report, trainable)));
+    let mut results = results(&report, trainable);
+    results.extend(chosen.iter().flat_map(rank_results));
+    let text = format!("{:#}\n", Value::Object(results));
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    summarise(&report, &curve, &output).context("cannot write to standard output")
+    summarise(&report, &curve, chosen.as_ref(), &output).context("cannot write to standard output")
 }
 
 /// An earlier run's results are not written over by accident.
@@ -106,7 +110,19 @@ fn results(report: &Report, trainable: usize) -> Map<String, Value> {
     results
 }
 
-fn summarise(report: &Report, curve: &LossCurve, output: &Path) -> io::Result<()> {
+/// What a choice among ranks rests on.
+fn rank_results(chosen: &ChosenRank) -> [(String, Value); 4] {
+    let values: Map<String, Value> =
+        chosen.values.iter().map(|(rank, value)| (rank.to_string(), json!(value))).collect();
+    [
+        ("rank".to_owned(), json!(chosen.rank)),
+        ("rank_tolerance".to_owned(), json!(chosen.tolerance)),
+        ("rank_metric".to_owned(), json!(chosen.metric)),
+        ("ranks".to_owned(), Value::Object(values)),
+    ]
+}
+
+fn summarise(report: &Report, curve: &LossCurve, chosen: Option<&ChosenRank>, output: &Path) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if report.train_tokens == 0 {
         writeln!(out, "the run was finished already, after {} steps", report.state.global_step)?;
@@ -126,6 +142,11 @@ fn summarise(report: &Report, curve: &LossCurve, output: &Path) -> io::Result<()
     writeln!(out, "loss        {}", curve.sparkline(48))?;
     if let Some(evaluation) = &report.evaluation {
         writeln!(out, "validation  {}", describe(evaluation))?;
+    }
+    if let Some(ChosenRank { rank, tolerance, metric, values }) = chosen {
+        let values: Vec<String> = values.iter().map(|(rank, value)| format!("{rank}: {}", rounded(*value))).collect();
+        writeln!(out, "ranks       {metric} at {}", values.join(", "))?;
+        writeln!(out, "rank        {rank}, the smallest within {} % of the best", 100.0 * tolerance)?;
     }
     writeln!(out, "adapter     {}", output.display())?;
     writeln!(out, "try it      tunesmith generate -a {} 'PROMPT'", quoted(&output.to_string_lossy()))

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::scene::Scene;
 
@@ -200,6 +200,78 @@ fn completions_name_every_command() {
             assert!(ended.succeeds().contains(command), "no {command} for {shell}");
         }
     }
+}
+
+#[test]
+fn the_end_of_training_chooses_a_rank() {
+    let scene = Scene::new();
+    let method = "peft={peft_type: DYLORA, r: 4, rank: auto, rank_tolerance: 0.02, target_modules: all-linear}";
+    let train = |more: &[&str]| {
+        scene.run(&[&["train", "run.yaml", "max_steps=40", "precision=float32", method], more].concat())
+    };
+    train(&["validation_file=null"]).fails(2, &["peft.rank: auto needs a validation_file"]);
+    let trained = train(&[]);
+    let out = trained.succeeds();
+    let results: Value = serde_json::from_str(&scene.read("out/all_results.json")).unwrap();
+    let rank = results["rank"].as_u64().unwrap();
+    assert!(out.contains(&format!("rank        {rank}, the smallest within 2 % of the best")), "{out}");
+    let losses: Vec<f64> = (1..=4).map(|rank: u64| results["ranks"][rank.to_string()].as_f64().unwrap()).collect();
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    let first = losses.iter().position(|loss| *loss <= best * 1.02).unwrap() as u64 + 1;
+    assert_eq!((rank, &results["rank_metric"], &results["rank_tolerance"]), (first, &json!("loss"), &json!(0.02)));
+    let config: Value = serde_json::from_str(&scene.read("out/adapter_config.json")).unwrap();
+    assert_eq!(config["rank"], json!(rank), "the choice is what the adapter is used at");
+
+    // The adapter, its merged model and the rank as plain LoRA are one.
+    let loss = |args: &[&str]| {
+        let all = [&["evaluate", "--data", "valid.jsonl", "--precision", "float32"], args].concat();
+        let out = scene.run(&all).succeeds().to_owned();
+        out.lines().find(|line| line.starts_with("loss")).unwrap().split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let tuned = loss(&["-a", "out"]);
+    assert_eq!(tuned, format!("{:.4}", losses[rank as usize - 1]));
+    scene.run(&["merge", "-a", "out", "-o", "merged", "--dtype", "f32"]).succeeds();
+    assert_eq!(loss(&["-m", "merged"]), tuned);
+    let export = ["evaluate", "--data", "valid.jsonl", "--precision", "float32", "-a", "out", "--ranks", "all"];
+    scene.run(&[&export[..], &["--tolerance", "0.02", "--export", "auto=plain"]].concat()).succeeds();
+    let plain: Value = serde_json::from_str(&scene.read("plain/adapter_config.json")).unwrap();
+    assert_eq!((&plain["peft_type"], &plain["r"]), (&json!("LORA"), &json!(rank)));
+    assert_eq!(loss(&["-a", "plain"]), tuned);
+}
+
+#[test]
+fn interpolated_positions_go_with_the_adapter() {
+    let scene = Scene::new();
+    let method = "peft={peft_type: LONG_LORA, r: 4, rope_scaling: {rope_type: linear, factor: 4}}";
+    let train = scene.run(&["train", "run.yaml", "max_steps=12", "precision=float32", method]);
+    train.succeeds();
+    let config: Value = serde_json::from_str(&scene.read("out/adapter_config.json")).unwrap();
+    assert_eq!(config["rope_scaling"], json!({"rope_type": "linear", "factor": 4.0}));
+    assert_eq!(config["peft_type"], json!("LORA"));
+    let loss = |args: &[&str]| {
+        let all = [&["evaluate", "--data", "valid.jsonl", "--precision", "float32"], args].concat();
+        let out = scene.run(&all).succeeds().to_owned();
+        out.lines().find(|line| line.starts_with("loss")).unwrap().to_owned()
+    };
+    let tuned = loss(&["-a", "out"]);
+    scene.run(&["generate", "-a", "out", "--max-new-tokens", "2", "41 is"]).succeeds();
+    scene.run(&["merge", "-a", "out", "-o", "merged", "--dtype", "f32"]).succeeds();
+    assert_eq!(loss(&["-m", "merged"]), tuned, "the merged model's own configuration says it");
+    let (base, merged): (Value, Value) = (
+        serde_json::from_str(&scene.read("model/config.json")).unwrap(),
+        serde_json::from_str(&scene.read("merged/config.json")).unwrap(),
+    );
+    let positions = |config: &Value| config["max_position_embeddings"].as_u64().unwrap();
+    assert_eq!(positions(&merged), 4 * positions(&base));
+
+    // Without the key the same adapter would be used over a base that sees positions otherwise.
+    let mut without = config.clone();
+    without.as_object_mut().unwrap().remove("rope_scaling");
+    scene.write("out/adapter_config.json", &without.to_string());
+    assert_ne!(loss(&["-a", "out"]), tuned);
+    let wrong = "peft.rope_scaling={rope_type: yarn, factor: 4}";
+    scene.train(&[wrong, "output_dir=no"]).fails(2, &["rope_scaling", "yarn", "linear"]);
+    scene.train(&["peft.rope_scaling={type: linear, factor: 1}", "output_dir=no"]).fails(2, &["must be more than 1"]);
 }
 
 #[test]

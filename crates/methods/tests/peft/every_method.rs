@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tunesmith_methods::{
     BuiltAdapter, MethodConfig, at_rank, build, load_adapter, load_checkpoint, merged, save_adapter, save_checkpoint,
+    with_rank,
 };
 use tunesmith_tensor::{Gradients, Parameter, Role, Seed, Site, SiteKind, Workspace};
 
@@ -17,8 +18,9 @@ fn configs() -> Vec<(Value, bool)> {
         (json!({"peft_type": "LORA", "r": 3, "use_dora": true, "target_modules": ["embed_tokens"]}), false),
         (json!({"peft_type": "LORA", "r": 3, "trainable_token_indices": [7, 2, 90]}), true),
         (json!({"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "total_step": 10}), true),
-        (json!({"peft_type": "DYLORA", "r": 4, "evaluation_r": 3}), true),
+        (json!({"peft_type": "DYLORA", "r": 4, "rank": 3}), true),
         (json!({"peft_type": "VERA", "r": 5}), true),
+        (json!({"peft_type": "VERA", "r": 5, "save_projection": false, "projection_prng_key": 3}), true),
         (json!({"peft_type": "IA3"}), true),
         (json!({"peft_type": "LN_TUNING", "target_modules": ["input_layernorm", "norm"]}), true),
         (json!({"peft_type": "TRAINABLE_TOKENS", "token_indices": [3, 4]}), true),
@@ -168,7 +170,7 @@ fn what_pissa_and_olora_save_is_plain_lora_with_the_same_weights() {
 fn every_rank_of_dylora_is_exported_as_lora() {
     let model = Model::of_fixtures("llama");
     model.describe(|description| {
-        let config = |rank: usize| json!({"peft_type": "DYLORA", "r": 4, "min_r": 2, "evaluation_r": rank});
+        let config = |rank: usize| json!({"peft_type": "DYLORA", "r": 4, "min_r": 2, "rank": rank});
         for rank in 2..=4 {
             let mut built = build(&method(&config(rank)), description, Seed(1)).unwrap();
             shake(&mut built);
@@ -181,6 +183,21 @@ fn every_rank_of_dylora_is_exported_as_lora() {
             for (before, after) in of(&built).iter().zip(of(&loaded)) {
                 assert_eq!(before.weight, after.weight, "rank {rank}");
             }
+        }
+        let auto = method(&json!({"peft_type": "DYLORA", "r": 4, "min_r": 2, "rank": "auto"}));
+        let mut built = build(&auto, description, Seed(1)).unwrap();
+        shake(&mut built);
+        let folder = tempfile::tempdir().unwrap();
+        save_adapter(folder.path(), &built).unwrap();
+        let chosen = with_rank(&load_adapter(folder.path(), description).unwrap(), 3, description).unwrap();
+        save_adapter(folder.path(), &chosen).unwrap();
+        let loaded = load_adapter(folder.path(), description).unwrap();
+        let of = |built: &BuiltAdapter| merged(&built.adapter, description).unwrap();
+        let plain = of(&at_rank(&built, 3, description).unwrap());
+        for ((plain, chosen), (loaded, whole)) in plain.iter().zip(of(&chosen)).zip(of(&loaded).iter().zip(of(&built)))
+        {
+            assert_eq!((&plain.weight, &chosen.weight), (&chosen.weight, &loaded.weight));
+            assert_ne!(plain.weight, whole.weight, "unchosen, the rank is the largest");
         }
         let built = build(&method(&config(2)), description, Seed(1)).unwrap();
         let error = at_rank(&built, 1, description).err().unwrap().to_string();

@@ -112,6 +112,7 @@ impl Model {
             Some(Base { weight, bias: bias.as_ref() })
         };
         test(&ModelDescription {
+            rope_factor: 1.0,
             model_type: &self.model_type,
             name_or_path: Some("tiny/model"),
             task_type: TaskType::CausalLm,

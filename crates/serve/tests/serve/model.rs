@@ -120,7 +120,7 @@ pub(crate) fn methods() -> Vec<(&'static str, Value)> {
         ("lora-embedding", json!({ "peft_type": "LORA", "r": 3, "target_modules": ["q_proj", "embed_tokens"] })),
         ("tokens", json!({ "peft_type": "TRAINABLE_TOKENS", "token_indices": [33, 40, 50] })),
         ("adalora", json!({ "peft_type": "ADALORA", "init_r": 4, "target_r": 2, "total_step": 10 })),
-        ("dylora", json!({ "peft_type": "DYLORA", "r": 4, "evaluation_r": 3 })),
+        ("dylora", json!({ "peft_type": "DYLORA", "r": 4, "rank": 3 })),
         ("vera", json!({ "peft_type": "VERA", "r": 5 })),
         ("ia3", json!({ "peft_type": "IA3" })),
         ("ln", json!({ "peft_type": "LN_TUNING", "target_modules": ["input_layernorm", "norm"] })),

@@ -34,6 +34,7 @@ fn performance(candidate: Candidate) -> f64 {
     };
     let method = MethodConfig::from_run_file(&method).unwrap();
     let description = ModelDescription {
+        rope_factor: 1.0,
         model_type: "toy",
         name_or_path: None,
         task_type: TaskType::FeatureExtraction,

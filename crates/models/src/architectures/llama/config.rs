@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tunesmith_tensor::Activation;
 
-use crate::architectures::llama::rope::Rope;
+use crate::architectures::llama::rope::{Rope, RopeScaling};
 use crate::error::ModelError;
 use crate::fields::{Fields, MOST_BLOCKS};
 
@@ -162,6 +162,53 @@ impl LlamaConfig {
         }
         Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
     }
+
+    /// The same with positions divided by `factor` in blocks that see everything (position interpolation, Chen et al.
+    /// 2023), in place of what they were divided by before; the context grows with it. What is saved says so, as
+    /// transformers reads it.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if frequencies are scaled in another way already.
+    pub fn interpolated(&self, factor: f64, path: &Path) -> Result<Self, ModelError> {
+        let before = match self.rope.scaling {
+            RopeScaling::Default => 1.0,
+            RopeScaling::Linear { factor } => factor,
+            _ => {
+                let problem = "the model's rope_scaling is of another type than linear and cannot be interpolated as well: \
+                               leave the adapter's rope_scaling out, the model takes long contexts already";
+                return Err(ModelError::Config { path: path.to_path_buf(), problems: vec![problem.to_owned()] });
+            }
+        };
+        let mut json = self.json.clone();
+        let positions = (self.max_position_embeddings as f64 * factor / before).round() as u64;
+        json.insert("max_position_embeddings".to_owned(), positions.into());
+        let scaling = json!({"rope_type": "linear", "factor": factor});
+        match json.get_mut("rope_parameters").and_then(Value::as_object_mut).filter(|all| !all.is_empty()) {
+            Some(parameters) => {
+                let mut scaling = scaling;
+                scaling["rope_theta"] = self.rope.theta.into();
+                match parameters.get_mut("full_attention") {
+                    Some(full) => *full = scaling,
+                    None => drop(json.insert("rope_parameters".to_owned(), scaling)),
+                }
+                json.remove("rope_scaling");
+            }
+            None => drop(json.insert("rope_scaling".to_owned(), scaling)),
+        }
+        Self::from_json(json, path)
+    }
+}
+
+/// What a `config.json` says that rotary positions are divided by: the factor of `rope_scaling` of type `linear`, else 1.
+pub fn rope_factor(json: &Map<String, Value>) -> f64 {
+    let filled = |key: &str| json.get(key).and_then(Value::as_object).filter(|object| !object.is_empty());
+    let scaling = filled("rope_scaling").or_else(|| {
+        let parameters = filled("rope_parameters")?;
+        parameters.get("full_attention").map_or(Some(parameters), Value::as_object)
+    });
+    let kind = |scaling: &Map<String, Value>| scaling.get("rope_type").or_else(|| scaling.get("type")).cloned();
+    let linear = scaling.filter(|scaling| kind(scaling).is_some_and(|kind| kind == "linear"));
+    linear.and_then(|scaling| scaling.get("factor")?.as_f64()).unwrap_or(1.0)
 }
 
 /// Where the model types' configuration classes differ.
@@ -291,10 +338,7 @@ impl Fields<'_> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::architectures::llama::RopeScaling;
 
     fn config(json: Value) -> Result<LlamaConfig, ModelError> {
         LlamaConfig::from_json(json.as_object().unwrap().clone(), Path::new("config.json"))
@@ -383,6 +427,33 @@ mod tests {
         let without = json!({"rope_type": "yarn", "original_max_position_embeddings": 8192});
         let config = config(json!({"model_type": "qwen2", "rope_scaling": without})).unwrap();
         assert!(matches!(config.rope.scaling, RopeScaling::Yarn { factor: 4.0, .. }), "{:?}", config.rope);
+    }
+
+    #[test]
+    fn interpolation_keeps_everything_but_positions() {
+        let path = Path::new("config.json");
+        for old in [
+            json!({"model_type": "qwen2", "rope_theta": 5e5, "max_position_embeddings": 64}),
+            json!({"model_type": "qwen2", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
+                "max_position_embeddings": 64}),
+            json!({"model_type": "qwen2", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0},
+                "max_position_embeddings": 128}),
+        ] {
+            let old = config(old).unwrap();
+            let new = old.interpolated(4.0, path).unwrap();
+            assert_eq!(new.rope, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 4.0 } });
+            assert_eq!((new.max_position_embeddings, rope_factor(&new.json)), (256, 4.0));
+        }
+        let gemma = config(json!({"model_type": "gemma3_text", "layer_types": vec!["full_attention"; 26],
+            "rope_parameters": {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 2e4}}}));
+        let gemma = gemma.unwrap();
+        let new = gemma.interpolated(2.0, path).unwrap();
+        assert_eq!((new.rope.scaling, new.local_rope), (RopeScaling::Linear { factor: 2.0 }, gemma.local_rope));
+        assert_eq!((new.rope.theta, rope_factor(&new.json)), (5e5, 2.0));
+        let scaled = json!({"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}});
+        let text = config(scaled).unwrap().interpolated(2.0, path).unwrap_err().to_string();
+        assert!(text.contains("cannot be interpolated as well"), "{text}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod layout;
 mod rope;
 mod rope_config;
 
-pub use config::{LlamaConfig, MODEL_TYPES};
+pub use config::{LlamaConfig, MODEL_TYPES, rope_factor};
 pub use rope::{Rope, RopeScaling};
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A model as methods see it: the one place where the two meet.
 
 use tunesmith_methods::{ModelDescription, TaskType};
-use tunesmith_models::{Cache, Inputs, Model, ModelKind, Task, TextTokenizer};
+use tunesmith_models::{Cache, Inputs, Model, ModelKind, Task, TextTokenizer, rope_factor};
 use tunesmith_tensor::{Forward, Matrix, Segments, Tape, Workspace};
 
 /// Calls `work` with what methods may know of `model`, which came from `name`.
@@ -20,6 +20,7 @@ pub fn describe<R>(
         key_value_heads: model.info().kv_heads,
         tokenize: encode.as_ref().map(|encode| encode as &dyn Fn(&str) -> Vec<u32>),
         keys_and_values: Some(&|ids| keys_and_values(model, ids)),
+        rope_factor: rope_factor(model.config_json()),
         sites: model.sites(),
         base: &|site| model.base(site),
     })
