@@ -327,9 +327,9 @@ pub(crate) struct ModelArgs {
     /// The base model: a name that was pulled, a Hugging Face folder, or a .gguf file [default: the adapter's]
     #[arg(short, long, value_name = "NAME_OR_PATH")]
     pub(crate) model: Option<String>,
-    /// A folder with an adapter in PEFT's format
+    /// A folder with an adapter in PEFT's format; evaluate and predict take several, and what most of them say
     #[arg(short, long, value_name = "FOLDER")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
     /// Another tokenizer than the model's: a folder with, or the path of, a tokenizer.json
     #[arg(long, value_name = "PATH")]
     pub(crate) tokenizer: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! The base model that a command works with, and perhaps an adapter for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -73,28 +73,33 @@ impl Base {
     /// # Errors
     /// [`Misuse`] if neither is given; everything that can be wrong with their files.
     pub(crate) fn from_args(args: &ModelArgs, precision: Precision) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
-        let head = match args.adapter.as_deref().map(TaskFile::read).transpose()?.flatten() {
+        if args.adapter.len() > 1 {
+            let text = "this works with one adapter; what several say together is told by evaluate and predict";
+            return Err(Misuse(text.to_owned()).into());
+        }
+        let head = match TaskFile::of_all(&args.adapter)? {
             Some(file) => file.head()?,
             None => HeadOptions::default(),
         };
-        Self::with_head(args, head, precision)
+        let (base, mut adapters) = Self::with_head(args, head, precision)?;
+        Ok((base, adapters.pop()))
     }
 
-    /// The same with a head of one's own choice.
+    /// The same with a head of one's own choice, and any number of adapters.
     pub(crate) fn with_head(
         args: &ModelArgs,
         head: HeadOptions,
         precision: Precision,
-    ) -> anyhow::Result<(Self, Option<BuiltAdapter>)> {
+    ) -> anyhow::Result<(Self, Vec<BuiltAdapter>)> {
         let options = LoadOptions {
             tokenizer: args.tokenizer.clone(),
             chat_template: args.chat_template.clone(),
             head,
             precision,
             quantization: args.quantization.keys().options(),
-            rope_factor: args.adapter.as_deref().map(rope_factor_of).transpose()?.flatten(),
+            rope_factor: rope_factor_of(&args.adapter)?,
         };
-        let base = match (&args.model, &args.adapter) {
+        let base = match (&args.model, args.adapter.first()) {
             (Some(name), _) => Self::load(name, &options)?,
             (None, Some(adapter)) => {
                 let name = base_of(adapter)?;
@@ -107,8 +112,8 @@ impl Base {
             }
             (None, None) => return Err(Misuse("give a model with --model, or an adapter with --adapter".into()).into()),
         };
-        let adapter = args.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
-        Ok((base, adapter))
+        let adapters = args.adapter.iter().map(|folder| base.load_adapter(folder)).collect::<anyhow::Result<_>>()?;
+        Ok((base, adapters))
     }
 
     /// Reads an adapter for this model, and warns of what it warns of.
@@ -157,10 +162,29 @@ fn base_of(adapter: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// What an adapter's positions are divided by, if they are.
-fn rope_factor_of(adapter: &Path) -> anyhow::Result<Option<f64>> {
-    let (config, _) = load_config(adapter)?;
-    Ok(config.rope_scaling().map(|scaling| scaling.factor))
+/// What the adapters' positions are divided by, if they are.
+fn rope_factor_of(adapters: &[PathBuf]) -> anyhow::Result<Option<f64>> {
+    let factor = |adapter: &PathBuf| Ok(load_config(adapter)?.0.rope_scaling().map(|scaling| scaling.factor));
+    let factors = adapters.iter().map(factor).collect::<anyhow::Result<Vec<_>>>()?;
+    match factors.iter().position(|factor| *factor != factors[0]) {
+        Some(other) => Err(Misuse(format!(
+            "{} and {} were trained with different rope_scaling, and one base cannot serve both",
+            adapters[0].display(),
+            adapters[other].display()
+        ))
+        .into()),
+        None => Ok(factors.first().copied().flatten()),
+    }
+}
+
+/// The tuners of adapters whose predictions are put to the vote; without any, the base alone.
+pub(crate) fn voters(adapters: &[BuiltAdapter]) -> Vec<Option<&Adapter>> {
+    if adapters.is_empty() { vec![None] } else { adapters.iter().map(|built| Some(&built.adapter)).collect() }
+}
+
+/// The virtual tokens of the adapter that has the most.
+pub(crate) fn virtual_tokens(adapters: &[BuiltAdapter]) -> usize {
+    adapters.iter().map(|built| built.adapter.virtual_tokens()).max().unwrap_or(0)
 }
 
 /// The tuners of an adapter, if there is one.

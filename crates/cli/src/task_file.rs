@@ -1,7 +1,7 @@
 //! `task.json` beside an adapter: what it is for, and the names of its labels, which PEFT's files do not hold.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,28 @@ impl TaskFile {
         let file = serde_json::from_slice(&text)
             .map_err(|error| Misuse(format!("{} cannot be used: {error}", path.display())))?;
         Ok(Some(file))
+    }
+
+    /// That of adapters which are asked together; each must be for the same task and labels.
+    pub(crate) fn of_all(folders: &[PathBuf]) -> anyhow::Result<Option<Self>> {
+        let mut files = folders.iter().map(|folder| anyhow::Ok((folder, Self::read(folder)?)));
+        let Some((first, file)) = files.next().transpose()? else { return Ok(None) };
+        let asked = |file: &Option<Self>| {
+            let task = file.as_ref().map(|file| &file.task);
+            task.map(|task| (task.task_type.clone(), task.problem_type.clone(), task.label_names.clone()))
+        };
+        for other in files {
+            let (folder, other) = other?;
+            if asked(&other) != asked(&file) {
+                return Err(Misuse(format!(
+                    "{} and {} cannot vote: they were trained for different tasks or labels (task.json in their folders)",
+                    first.display(),
+                    folder.display()
+                ))
+                .into());
+            }
+        }
+        Ok(file)
     }
 
     /// Writes it into an adapter's folder.

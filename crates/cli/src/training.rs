@@ -10,7 +10,7 @@ use tunesmith_methods::{
     save_adapter, save_checkpoint, with_rank,
 };
 use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task};
-use tunesmith_tensor::{Adapter, Parameter, Role, Seed, Workspace};
+use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
     DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Progress as Update, Records,
@@ -96,7 +96,7 @@ impl Training {
         let mut head = task_file::head(options, labels)?;
         head.seed = config.arguments.seed;
         let base = bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
-        let train = make_task_dataset(&rows, data, options, &base, None)?;
+        let train = make_task_dataset(&rows, data, options, &base, 0)?;
         let of_texts = task == Task::Seq2SeqLm && !text_metrics(&config.run, &config.arguments).is_empty();
         let records = if of_texts { read_both(data)?.1 } else { None };
         let validation = held_out.map(|rows| labelled_validation(rows, records, &config, &base)).transpose()?;
@@ -253,10 +253,9 @@ pub(crate) fn make_task_dataset(
     data: &DataOptions,
     options: &TaskOptions,
     base: &Base,
-    adapter: Option<&Adapter>,
+    virtual_tokens: usize,
 ) -> anyhow::Result<TaskDataset> {
     let (model, tokenizer) = (base.model().info(), &base.pretrained.tokenizer);
-    let virtual_tokens = adapter.map_or(0, Adapter::virtual_tokens);
     let context = TaskContext { data, options, model, tokenizer, virtual_tokens, labelled: true };
     let dataset = task_dataset(rows, &context)?;
     warn_of_cuts(&rows.path, dataset.truncated, rows.len());
@@ -270,9 +269,9 @@ pub(crate) fn task_validation(
     options: &TaskOptions,
     metrics: Vec<&'static Metric>,
     base: &Base,
-    adapter: Option<&Adapter>,
+    virtual_tokens: usize,
 ) -> anyhow::Result<TaskValidation> {
-    let dataset = make_task_dataset(rows, data, options, base, adapter)?;
+    let dataset = make_task_dataset(rows, data, options, base, virtual_tokens)?;
     Ok(TaskValidation::new(dataset, options.clone(), metrics, &base.model().info().head))
 }
 
@@ -314,7 +313,7 @@ fn labelled_validation(
     let most = config.data.max_eval_samples.unwrap_or(usize::MAX);
     rows.truncate(most);
     let metrics = config.arguments.metrics.clone();
-    let mut validation = task_validation(&rows, &config.data, &config.task, metrics, base, None)?;
+    let mut validation = task_validation(&rows, &config.data, &config.task, metrics, base, 0)?;
     if let Some(mut records) = records {
         records.records.truncate(most);
         let metrics = text_metrics(&config.run, &config.arguments);

@@ -6,6 +6,7 @@ use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
 use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
 
 use crate::metrics::{METRICS, Metric, MetricValue, Scorer};
+use crate::tasks::majority;
 use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError, TrainingSet};
 
 /// Prompts that are continued together.
@@ -111,7 +112,8 @@ pub struct GenerationTask {
 }
 
 impl GenerationTask {
-    /// Continues every prompt and scores the texts against the references. `on_done(n)` says how many are done.
+    /// Continues every prompt and scores the texts against the references; of several adapters the text that most of them
+    /// write, and the first's among equals. `on_done(n)` says how many are done.
     ///
     /// # Errors
     /// [`TrainError::References`].
@@ -119,12 +121,12 @@ impl GenerationTask {
         &self,
         model: &dyn Model,
         tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
+        adapters: &[Option<&Adapter>],
         workspace: &Workspace,
         on_done: impl FnMut(usize),
     ) -> Result<(IndexMap<String, f64>, Vec<String>), TrainError> {
         let prompts: Vec<Vec<u32>> = self.cases.iter().map(|case| case.prompt_ids.clone()).collect();
-        let texts = generate_all(model, tokenizer, adapter, workspace, &prompts, &self.options, on_done);
+        let texts = generate_all(model, tokenizer, adapters, workspace, &prompts, &self.options, on_done);
         let references: Vec<Vec<String>> = self.cases.iter().map(|case| case.references.clone()).collect();
         let mut measured = IndexMap::new();
         for metric in &self.metrics {
@@ -146,7 +148,7 @@ impl GenerationTask {
     ) -> Vec<Sample> {
         let cases = &self.cases[..count.min(self.cases.len())];
         let prompts: Vec<Vec<u32>> = cases.iter().map(|case| case.prompt_ids.clone()).collect();
-        let texts = generate_all(model, tokenizer, adapter, workspace, &prompts, &self.options, |_| {});
+        let texts = generate_all(model, tokenizer, &[adapter], workspace, &prompts, &self.options, |_| {});
         let sample = |(case, output): (&GenerationCase, String)| Sample {
             input: case.prompt.clone(),
             expected: case.references.join("\n"),
@@ -160,13 +162,13 @@ impl GenerationTask {
     }
 }
 
-/// The mean loss over `examples`, in batches within `limit`.
+/// The mean loss over `examples`, in batches within `limit`; of several adapters the mean of theirs.
 ///
 /// # Errors
 /// [`TrainError::ExceedsBudget`] if an example exceeds the limit; [`TrainError::NoExamples`].
 pub fn evaluate_loss(
     model: &dyn Model,
-    adapter: Option<&Adapter>,
+    adapters: &[Option<&Adapter>],
     workspace: &Workspace,
     examples: &dyn TrainingSet,
     limit: BatchLimit,
@@ -179,18 +181,21 @@ pub fn evaluate_loss(
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in plan.epoch(0) {
         let batch = examples.batch(&batch);
-        sum += workspace.run(|| batch.loss(&mut Tape::evaluating(workspace), model, adapter).total);
+        for adapter in adapters {
+            sum += workspace.run(|| batch.loss(&mut Tape::evaluating(workspace), model, *adapter).total);
+        }
         tokens += batch.labelled();
     }
-    let loss = sum / tokens.max(1) as f64;
+    let loss = sum / (tokens * adapters.len()).max(1) as f64;
     Ok(Evaluation::of_loss(loss, tokens))
 }
 
-/// Continues every prompt and returns the texts, in the prompts' order. Prompts of similar length run together.
+/// Continues every prompt and returns the texts, in the prompts' order: of several adapters, which run side by side in one
+/// batch, the text that most of them write, and the first's among equals. Prompts of similar length run together.
 pub fn generate_all(
     model: &dyn Model,
     tokenizer: &TextTokenizer,
-    adapter: Option<&Adapter>,
+    adapters: &[Option<&Adapter>],
     workspace: &Workspace,
     prompts: &[Vec<u32>],
     options: &GenerationOptions,
@@ -199,14 +204,18 @@ pub fn generate_all(
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| prompts[*index].len());
     let mut texts = vec![String::new(); prompts.len()];
-    for (done, batch) in order.chunks(GENERATION_BATCH).enumerate() {
-        let inputs: Vec<Vec<u32>> = batch.iter().map(|index| prompts[*index].clone()).collect();
-        let adapters = vec![adapter; inputs.len()];
-        let generated = generate(model, tokenizer, workspace, &inputs, &adapters, options, |_, _| {});
-        for (index, generated) in batch.iter().zip(generated) {
-            texts[*index] = generated.text.trim().to_owned();
+    let together = (GENERATION_BATCH / adapters.len()).max(1);
+    for (done, batch) in order.chunks(together).enumerate() {
+        let inputs: Vec<Vec<u32>> =
+            adapters.iter().flat_map(|_| batch.iter().map(|index| prompts[*index].clone())).collect();
+        let each: Vec<_> = adapters.iter().flat_map(|adapter| vec![*adapter; batch.len()]).collect();
+        let generated = generate(model, tokenizer, workspace, &inputs, &each, options, |_, _| {});
+        for (place, index) in batch.iter().enumerate() {
+            let votes: Vec<&str> =
+                generated.iter().skip(place).step_by(batch.len()).map(|generated| generated.text.trim()).collect();
+            texts[*index] = votes[majority(&votes, |_| 0.0)].to_owned();
         }
-        on_done((done * GENERATION_BATCH + batch.len()).min(prompts.len()));
+        on_done((done * together + batch.len()).min(prompts.len()));
     }
     texts
 }
@@ -229,9 +238,10 @@ impl HeldOut for Validation {
         workspace: &Workspace,
         limit: BatchLimit,
     ) -> Result<Evaluation, TrainError> {
-        let mut evaluation = evaluate_loss(model, adapter, workspace, &self.examples, limit)?;
+        let adapters = [adapter];
+        let mut evaluation = evaluate_loss(model, &adapters, workspace, &self.examples, limit)?;
         if let Some(task) = &self.generation {
-            evaluation.metrics.extend(task.score(model, tokenizer, adapter, workspace, |_| {})?.0);
+            evaluation.metrics.extend(task.score(model, tokenizer, &adapters, workspace, |_| {})?.0);
         }
         Ok(evaluation)
     }

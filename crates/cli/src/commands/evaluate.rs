@@ -15,7 +15,7 @@ use tunesmith_train::{
 };
 
 use crate::args::{EvaluateArgs, ModelArgs};
-use crate::base::{Base, tuners};
+use crate::base::{Base, virtual_tokens, voters};
 use crate::commands::ranks::Ranks;
 use crate::config::{Written, text_metrics};
 use crate::failure::Misuse;
@@ -35,11 +35,11 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     if let Some(limit) = args.limit {
         records.records.truncate(limit);
     }
-    let (base, adapter) = Base::from_args(&model, precision)?;
+    let head = TaskFile::of_all(&model.adapter)?.map(|file| file.head()).transpose()?.unwrap_or_default();
+    let (base, adapters) = Base::with_head(&model, head, precision)?;
     base.require(&[Task::CausalLm])?;
     let tokenizer = &base.pretrained.tokenizer;
-    let virtual_tokens = tuners(&adapter).map_or(0, Adapter::virtual_tokens);
-    let positions = base.model().info().max_positions.saturating_sub(virtual_tokens);
+    let positions = base.model().info().max_positions.saturating_sub(virtual_tokens(&adapters));
     let room = DataOptions { max_length: data.max_length.map(|length| length.min(positions)), ..data.clone() };
     let dataset = tokenize(&records, &room, tokenizer, positions)?;
     warn_of_truncation(&file, &dataset);
@@ -47,17 +47,17 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     let limit = BatchLimit::Sequences(args.batch_size);
     if let Some(ranks) = Ranks::of(args)? {
         let evaluate =
-            |adapter: &Adapter| evaluate_loss(base.model(), Some(adapter), &workspace, &dataset.examples, limit);
-        return ranks.run(&base, adapter.as_ref(), evaluate);
+            |adapter: &Adapter| evaluate_loss(base.model(), &[Some(adapter)], &workspace, &dataset.examples, limit);
+        return ranks.run(&base, &adapters, evaluate);
     }
-    let mut evaluation = evaluate_loss(base.model(), tuners(&adapter), &workspace, &dataset.examples, limit)?;
+    let mut evaluation = evaluate_loss(base.model(), &voters(&adapters), &workspace, &dataset.examples, limit)?;
     let mut generations = Vec::new();
     if !metrics.is_empty() {
         let cases = generation_cases(&records, tokenizer)?;
         let task = GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics };
         let count = task.cases.len();
         let say = |done: usize| terminal::note(format_args!("continued {done} of {count} prompts"));
-        let (measured, texts) = task.score(base.model(), tokenizer, tuners(&adapter), &workspace, say)?;
+        let (measured, texts) = task.score(base.model(), tokenizer, &voters(&adapters), &workspace, say)?;
         evaluation.metrics.extend(measured);
         let texts = task.cases.iter().zip(texts);
         generations.extend(
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         let mut result = json!({
             "model": base.name,
-            "adapter": model.adapter,
+            "adapter": named_adapters(&model.adapter),
             "data": file,
             "examples": dataset.examples.len(),
             "truncated": dataset.truncated,
@@ -99,9 +99,9 @@ fn evaluate_task(
         rows.truncate(limit);
     }
     let head = task_file::head(options, options.label_names.clone())?;
-    let (base, adapter) = Base::with_head(model, head, precision)?;
+    let (base, adapters) = Base::with_head(model, head, precision)?;
     let metrics = of_texts(named.clone());
-    let mut set = task_validation(&rows, data, options, named, &base, tuners(&adapter))?;
+    let mut set = task_validation(&rows, data, options, named, &base, virtual_tokens(&adapters))?;
     let tokenizer = &base.pretrained.tokenizer;
     if options.task()? == Task::Seq2SeqLm && !metrics.is_empty() {
         let mut records = read_records(file, data)?;
@@ -112,17 +112,26 @@ fn evaluate_task(
     let (workspace, limit) = (base.workspace(), BatchLimit::Sequences(args.batch_size));
     if let Some(ranks) = Ranks::of(args)? {
         let evaluate = |adapter: &Adapter| set.evaluate(base.model(), tokenizer, Some(adapter), &workspace, limit);
-        return ranks.run(&base, adapter.as_ref(), evaluate);
+        return ranks.run(&base, &adapters, evaluate);
     }
-    let evaluation = set.evaluate(base.model(), tokenizer, tuners(&adapter), &workspace, limit)?;
+    let evaluation = set.evaluate_together(base.model(), tokenizer, &voters(&adapters), &workspace, limit)?;
     if let Some(path) = &args.json {
-        let mut result = json!({"model": base.name, "adapter": model.adapter, "data": file, "examples": rows.len()});
+        let mut result = json!({"model": base.name, "adapter": named_adapters(&model.adapter), "data": file, "examples": rows.len()});
         for (key, value) in &evaluation.metrics {
             result[key] = json!(value);
         }
         fs::write(path, format!("{result:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
     }
     print(&evaluation, rows.len()).context("cannot write to standard output")
+}
+
+/// The adapter's folder, or the folders of several.
+fn named_adapters(folders: &[PathBuf]) -> Value {
+    match folders {
+        [] => Value::Null,
+        [folder] => json!(folder),
+        folders => json!(folders),
+    }
 }
 
 /// What to evaluate.
@@ -147,7 +156,7 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
         metrics.push(Metric::by_name(name).map_err(|error| Misuse(format!("--metric: {error}")))?);
     }
     let Some(path) = &args.config else {
-        let own = model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
+        let own = TaskFile::of_all(&model.adapter)?;
         let written = Written::command_line(&args.overrides)?.over(own.map(|own| own.options()).unwrap_or_default());
         let (data, task) = written.build_data_options()?;
         let file = args.data.clone().context("clap asks for --data or --config")?;
@@ -160,7 +169,7 @@ fn what(args: &EvaluateArgs) -> anyhow::Result<What> {
     let mut named = metrics.clone();
     named.extend(config.arguments.metrics.iter().copied());
     metrics.extend(text_metrics(&config.run, &config.arguments));
-    let own = model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
+    let own = TaskFile::of_all(&model.adapter)?;
     let label_names = own.and_then(|own| own.labels()).or(config.task.label_names.clone());
     let task = TaskOptions { label_names, ..config.task };
     model.quantization = model.quantization.or(config.quantization);

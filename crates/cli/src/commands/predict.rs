@@ -6,11 +6,10 @@ use std::io::{self, Write};
 use anyhow::Context;
 use serde_json::{Value, json};
 use tunesmith_models::Task;
-use tunesmith_tensor::Adapter;
 use tunesmith_train::{BatchLimit, Prediction, TaskContext, TaskValidation, read_task_rows, task_dataset};
 
 use crate::args::PredictArgs;
-use crate::base::{Base, tuners};
+use crate::base::{Base, virtual_tokens, voters};
 use crate::config::Written;
 use crate::failure::Misuse;
 use crate::task_file::{self, TaskFile};
@@ -19,7 +18,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     if args.batch_size == 0 {
         return Err(Misuse("--batch-size must be at least 1".into()).into());
     }
-    let file = args.model.adapter.as_deref().map(TaskFile::read).transpose()?.flatten();
+    let file = TaskFile::of_all(&args.model.adapter)?;
     let written = Written::command_line(&args.overrides)?.over(file.map(|file| file.options()).unwrap_or_default());
     let (data, options) = written.build_data_options()?;
     let task = options.task()?;
@@ -32,14 +31,14 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     }
     let rows = read_task_rows(&args.data, &data)?;
     let head = task_file::head(&options, options.label_names.clone())?;
-    let (base, adapter) = Base::with_head(&args.model, head, args.arithmetic.precision())?;
+    let (base, adapters) = Base::with_head(&args.model, head, args.arithmetic.precision())?;
     let (model, tokenizer) = (base.model().info(), &base.pretrained.tokenizer);
-    let virtual_tokens = tuners(&adapter).map_or(0, Adapter::virtual_tokens);
+    let virtual_tokens = virtual_tokens(&adapters);
     let context = TaskContext { data: &data, options: &options, model, tokenizer, virtual_tokens, labelled: false };
     let dataset = task_dataset(&rows, &context)?;
     let set = TaskValidation::new(dataset, options, Vec::new(), &model.head);
     let limit = BatchLimit::Sequences(args.batch_size);
-    let predictions = set.predict(base.model(), tuners(&adapter), &base.workspace(), limit)?;
+    let predictions = set.predict(base.model(), &voters(&adapters), &base.workspace(), limit)?;
     let lines = predictions.iter().enumerate().map(|(number, prediction)| describe(&set, number, prediction));
     let mut text = String::new();
     for line in lines {

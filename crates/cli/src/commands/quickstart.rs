@@ -132,7 +132,7 @@ fn answer(
     let count = task.cases.len();
     note(format_args!("{who} writes for {count} tables …"));
     let (measured, texts) =
-        task.score(base.model(), &base.pretrained.tokenizer, adapter, &training.workspace, |_| ())?;
+        task.score(base.model(), &base.pretrained.tokenizer, &[adapter], &training.workspace, |_| ())?;
     Ok((measured["bleu"], texts))
 }
 

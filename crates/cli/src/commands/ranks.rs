@@ -61,14 +61,16 @@ impl Ranks {
     /// Evaluates each rank, says which is the smallest within the tolerance, and writes what is to be written.
     ///
     /// # Errors
-    /// [`Misuse`] without an adapter; whatever evaluation or files run into.
+    /// [`Misuse`] without one adapter; whatever evaluation or files run into.
     pub(crate) fn run(
         &self,
         base: &Base,
-        built: Option<&BuiltAdapter>,
+        adapters: &[BuiltAdapter],
         evaluate: impl Fn(&Adapter) -> Result<Evaluation, TrainError>,
     ) -> anyhow::Result<()> {
-        let built = built.ok_or_else(|| Misuse("--ranks needs an adapter: give it with --adapter".into()))?;
+        let [built] = adapters else {
+            return Err(Misuse("--ranks needs one adapter: give it with --adapter".into()).into());
+        };
         let config = built.config.get::<DyLoraConfig>();
         let all = || config.map_or_else(|| vec![1], |config| config.ranks().collect());
         let ranks = self.wanted.clone().unwrap_or_else(all);

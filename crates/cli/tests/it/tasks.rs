@@ -55,6 +55,72 @@ fn measured(out: &str, name: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+#[test]
+fn prompts_vote_in_one_batch() {
+    let file = |count, shift| -> String {
+        let line = |(text, is_a)| format!("{{\"text\": \"{text}\", \"label\": \"{is_a}\"}}\n");
+        letters(count, shift).into_iter().map(line).collect()
+    };
+    let scene = scene("task_type: SEQ_CLS\n", &file(40, 0), &file(12, 3));
+    let prompts = [("first", "1", "6"), ("second", "2", "9"), ("third", "3", "4")];
+    for (folder, seed, steps) in prompts {
+        let (output, seed, steps) =
+            (format!("output_dir={folder}"), format!("seed={seed}"), format!("max_steps={steps}"));
+        let method = "peft={peft_type: PROMPT_TUNING, num_virtual_tokens: 3}";
+        let more = ["precision=float32", "eval_steps=null", &output, &seed, &steps, method];
+        scene.run(&[&["train", "run.yaml"], &more[..]].concat()).succeeds();
+    }
+    // Heads are each prompt's own; the seed of the base's new ones does not matter.
+    let predict = |folders: &[&str]| {
+        let adapters: Vec<&str> = folders.iter().flat_map(|folder| ["-a", folder]).collect();
+        let more = ["--data", "valid.jsonl", "--precision", "float32"];
+        lines(scene.run(&[&["predict"], &adapters[..], &more].concat()).succeeds())
+    };
+    let alone: Vec<Vec<Value>> = prompts.iter().map(|(folder, ..)| predict(&[folder])).collect();
+    let near =
+        |found: &Value, expected: f64| assert!((found.as_f64().unwrap() - expected).abs() < 1e-5, "{found} {expected}");
+    for (place, found) in predict(&["first", "second", "third"]).iter().enumerate() {
+        let votes: Vec<&str> = alone.iter().map(|lines| lines[place]["label"].as_str().unwrap()).collect();
+        let yes = votes.iter().filter(|vote| **vote == "true").count();
+        assert_eq!(found["label"], if yes >= 2 { "true" } else { "false" }, "{votes:?}");
+        let mean = alone.iter().map(|lines| lines[place]["probabilities"]["true"].as_f64().unwrap()).sum::<f64>() / 3.0;
+        near(&found["probabilities"]["true"], mean);
+    }
+    // A tie goes to what both together think likelier, and a prompt that votes with itself is alone.
+    for (place, found) in predict(&["first", "third"]).iter().enumerate() {
+        let likely = |lines: &Vec<Value>| lines[place]["probabilities"]["true"].as_f64().unwrap();
+        let mean = (likely(&alone[0]) + likely(&alone[2])) / 2.0;
+        assert_eq!(found["label"], if mean > 0.5 { "true" } else { "false" });
+    }
+    for (found, expected) in predict(&["second", "second"]).iter().zip(&alone[1]) {
+        assert_eq!(found["label"], expected["label"]);
+        near(&found["probabilities"]["true"], expected["probabilities"]["true"].as_f64().unwrap());
+    }
+
+    let evaluate = |folders: &[&str]| {
+        let adapters: Vec<&str> = folders.iter().flat_map(|folder| ["-a", folder]).collect();
+        let more = ["--data", "valid.jsonl", "--precision", "float32", "--json", "measured.json"];
+        scene.run(&[&["evaluate"], &adapters[..], &more].concat()).succeeds();
+        serde_json::from_str::<Value>(&scene.read("measured.json")).unwrap()
+    };
+    let losses: Vec<f64> = prompts.iter().map(|(folder, ..)| evaluate(&[folder])["loss"].as_f64().unwrap()).collect();
+    let together = evaluate(&["first", "second", "third"]);
+    near(&together["loss"], losses.iter().sum::<f64>() / 3.0);
+    let right = predict(&["first", "second", "third"])
+        .iter()
+        .zip(lines(&file(12, 3)))
+        .filter(|(found, row)| found["label"] == row["label"])
+        .count();
+    near(&together["accuracy"], right as f64 / 12.0);
+    assert_eq!(together["adapter"], serde_json::json!(["first", "second", "third"]));
+
+    scene.run(&["merge", "-a", "first", "-a", "second", "-o", "no"]).fails(2, &["this works with one adapter"]);
+    let other = scene.read("second/task.json").replace("\"true\"", "\"yes\"");
+    scene.write("second/task.json", &other);
+    let clash = scene.run(&["predict", "-a", "first", "-a", "second", "--data", "valid.jsonl"]);
+    clash.fails(2, &["first and second cannot vote", "labels"]);
+}
+
 fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -212,7 +212,7 @@ impl InContext<'_> {
         let mut options = GenerationOptions::greedy(spare, self.generation);
         options.stop = vec!["\n".to_owned(), self.options.separator.clone()];
         options.stop.retain(|text| !text.is_empty());
-        let texts = generate_all(self.model, self.tokenizer, None, self.workspace, &prompts, &options, |_| {});
+        let texts = generate_all(self.model, self.tokenizer, &[None], self.workspace, &prompts, &options, |_| {});
         let tokens = prompts.iter().map(Vec::len).sum();
         let Some(answers) = &self.options.answers else {
             let mut measured = IndexMap::new();

@@ -7,6 +7,7 @@ use tunesmith_tensor::{Adapter, IGNORED_TARGET, Matrix, Workspace};
 use crate::evaluate::{Evaluation, GenerationTask, HeldOut, Sample};
 use crate::metrics::{Metric, Scorer};
 use crate::tasks::outputs::{Outputs, outputs};
+use crate::tasks::vote::elect;
 use crate::tasks::{Target, TaskDataset, TaskOptions, spans};
 use crate::{BatchLimit, TrainError};
 
@@ -52,39 +53,71 @@ impl TaskValidation {
         Self { dataset, options, metrics, generation: None, task, problem, labels }
     }
 
-    /// What the model says of each example, of each question where there are questions.
+    /// What the model says of each example, of each question where there are questions. Of several adapters, which run
+    /// side by side in one batch, it is what most say; `None` is the base alone.
     ///
     /// # Errors
     /// [`TrainError::ExceedsBudget`].
     pub fn predict(
         &self,
         model: &dyn Model,
-        adapter: Option<&Adapter>,
+        adapters: &[Option<&Adapter>],
         workspace: &Workspace,
         limit: BatchLimit,
     ) -> Result<Vec<Prediction>, TrainError> {
-        Ok(self.predictions(&outputs(&self.dataset, model, adapter, workspace, limit)?))
+        Ok(self.predictions(&outputs(&self.dataset, model, adapters, workspace, limit)?))
+    }
+
+    /// Loss and metrics of what most of several adapters say. The loss is the mean of theirs.
+    ///
+    /// # Errors
+    /// As [`HeldOut::evaluate`].
+    pub fn evaluate_together(
+        &self,
+        model: &dyn Model,
+        tokenizer: &TextTokenizer,
+        adapters: &[Option<&Adapter>],
+        workspace: &Workspace,
+        limit: BatchLimit,
+    ) -> Result<Evaluation, TrainError> {
+        if self.task == Task::Seq2SeqLm {
+            let mut evaluation = crate::evaluate_loss(model, adapters, workspace, &self.dataset, limit)?;
+            evaluation.metrics.retain(|key, _| key == "loss");
+            if let Some(task) = &self.generation {
+                evaluation.metrics.extend(task.score(model, tokenizer, adapters, workspace, |_| {})?.0);
+            }
+            return Ok(evaluation);
+        }
+        let outputs = outputs(&self.dataset, model, adapters, workspace, limit)?;
+        let mut metrics = IndexMap::new();
+        metrics.insert("loss".to_owned(), outputs.loss / outputs.labelled.max(1) as f64);
+        metrics.extend(self.score(&self.predictions(&outputs))?);
+        Ok(Evaluation { metrics, tokens: outputs.labelled / adapters.len() })
     }
 
     fn predictions(&self, outputs: &Outputs) -> Vec<Prediction> {
+        let mut voters: Vec<_> = outputs.rows.iter().map(|rows| self.predictions_of(rows).into_iter()).collect();
+        let next = || voters.iter_mut().map(Iterator::next).collect::<Option<Vec<Prediction>>>();
+        std::iter::from_fn(next).map(elect).collect()
+    }
+
+    fn predictions_of(&self, outputs: &[Matrix]) -> Vec<Prediction> {
         match self.task {
             Task::QuestionAns => {
                 let answer = |question: &crate::tasks::Question| {
                     let scores: Vec<&[f32]> =
-                        question.windows.iter().map(|window| outputs.rows[window.example].data()).collect();
+                        question.windows.iter().map(|window| outputs[window.example].data()).collect();
                     let answer = spans::answer(question, &scores, &self.options);
                     Prediction::Answer(answer.text, answer.probability)
                 };
                 self.dataset.questions.iter().map(answer).collect()
             }
             Task::TokenCls => {
-                let rows = outputs.rows.iter().zip(&self.dataset.examples);
+                let rows = outputs.iter().zip(&self.dataset.examples);
                 rows.map(|(rows, example)| Prediction::Tags(tags(rows, &example.target))).collect()
             }
-            Task::FeatureExtraction => {
-                outputs.rows.iter().map(|row| Prediction::Features(row.row(0).to_vec())).collect()
-            }
-            _ => outputs.rows.iter().map(|row| self.of_sequence(row.row(0))).collect(),
+            Task::FeatureExtraction => outputs.iter().map(|row| Prediction::Features(row.row(0).to_vec())).collect(),
+            _ => outputs.iter().map(|row| self.of_sequence(row.row(0))).collect(),
         }
     }
 
@@ -271,19 +304,7 @@ impl HeldOut for TaskValidation {
         workspace: &Workspace,
         limit: BatchLimit,
     ) -> Result<Evaluation, TrainError> {
-        if self.task == Task::Seq2SeqLm {
-            let mut evaluation = crate::evaluate_loss(model, adapter, workspace, &self.dataset, limit)?;
-            evaluation.metrics.retain(|key, _| key == "loss");
-            if let Some(task) = &self.generation {
-                evaluation.metrics.extend(task.score(model, tokenizer, adapter, workspace, |_| {})?.0);
-            }
-            return Ok(evaluation);
-        }
-        let outputs = outputs(&self.dataset, model, adapter, workspace, limit)?;
-        let mut metrics = IndexMap::new();
-        metrics.insert("loss".to_owned(), outputs.loss / outputs.labelled.max(1) as f64);
-        metrics.extend(self.score(&self.predictions(&outputs))?);
-        Ok(Evaluation { metrics, tokens: outputs.labelled })
+        self.evaluate_together(model, tokenizer, &[adapter], workspace, limit)
     }
 
     fn lengths(&self) -> Vec<usize> {
@@ -306,7 +327,7 @@ impl HeldOut for TaskValidation {
             return Ok(task.flat_map(|task| task.samples(model, tokenizer, adapter, workspace, count)).collect());
         }
         let first = self.dataset.first(count);
-        let outputs = outputs(&first, model, adapter, workspace, BatchLimit::Sequences(SAMPLE_BATCH))?;
+        let outputs = outputs(&first, model, &[adapter], workspace, BatchLimit::Sequences(SAMPLE_BATCH))?;
         let set = Self {
             dataset: first,
             options: self.options.clone(),

@@ -9,12 +9,14 @@ mod rows;
 mod sequences;
 mod spans;
 mod squad_file;
+mod vote;
 mod words;
 
 pub use evaluate::{Prediction, TaskValidation};
 pub use options::TaskOptions;
 pub use questions::{Question, Window};
 pub use rows::{TaskRows, read_task_rows};
+pub(crate) use vote::majority;
 
 use tunesmith_models::{HeadInfo, ModelInfo, ModelKind, Task, TextTokenizer};
 use tunesmith_tensor::{IGNORED_TARGET, Segments};

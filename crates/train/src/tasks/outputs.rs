@@ -9,38 +9,44 @@ use crate::{BatchLimit, BatchPlan, SamplingStrategy, TrainError, TrainingSet};
 
 /// What a model makes of a data set.
 pub(super) struct Outputs {
-    /// For each example the head's outputs: `[1, outputs]` of its sequence, or `[tokens, outputs]`. Without a head the mean
-    /// of its hidden states, `[1, hidden]`.
-    pub(super) rows: Vec<Matrix>,
-    /// The sum of the losses of labelled values.
+    /// For each adapter, and each example, the head's outputs: `[1, outputs]` of its sequence, or `[tokens, outputs]`.
+    /// Without a head the mean of its hidden states, `[1, hidden]`.
+    pub(super) rows: Vec<Vec<Matrix>>,
+    /// The sum of the losses of labelled values, of all adapters.
     pub(super) loss: f64,
-    /// Labelled values.
+    /// Labelled values, counted for each adapter.
     pub(super) labelled: usize,
 }
 
-/// Runs `dataset` in batches within `limit`.
+/// Runs `dataset` in batches within `limit`, each example once with every adapter, all in one batch; `None` is the base
+/// alone.
 ///
 /// # Errors
 /// [`TrainError::ExceedsBudget`] if an example exceeds the limit.
 pub(super) fn outputs(
     dataset: &TaskDataset,
     model: &dyn Model,
-    adapter: Option<&Adapter>,
+    adapters: &[Option<&Adapter>],
     workspace: &Workspace,
     limit: BatchLimit,
 ) -> Result<Outputs, TrainError> {
+    let limit = match limit {
+        BatchLimit::Sequences(count) => BatchLimit::Sequences((count / adapters.len()).max(1)),
+        BatchLimit::Tokens(count) => BatchLimit::Tokens(count / adapters.len()),
+    };
     let plan = BatchPlan::new(dataset.lengths(), limit, SamplingStrategy::Sequential, Seed(0))?;
     let task = model.info().head.task;
-    let mut all = Outputs { rows: Vec::new(), loss: 0.0, labelled: 0 };
+    let mut all = Outputs { rows: vec![Vec::new(); adapters.len()], loss: 0.0, labelled: 0 };
     for indices in plan.epoch(0) {
-        let batch = dataset.batch_of(&indices);
+        let batch = dataset.batch_of(&indices.repeat(adapters.len()));
+        let each: Vec<_> = adapters.iter().flat_map(|adapter| vec![*adapter; indices.len()]).collect();
         let is_labelled = indices.iter().all(|index| dataset.examples[*index].target != Target::Unknown);
         let (rows, sum) = workspace.run(|| {
             let mut tape = Tape::evaluating(workspace);
-            let mut forward = Forward::new(&mut tape, batch.segments.clone(), adapter);
+            let mut forward = Forward::mixed(&mut tape, batch.segments.clone(), &each);
             let hidden = model.hidden_states(&mut forward, &batch.inputs(), None);
             let sum = if is_labelled { loss(model, &mut forward, &hidden, &batch.targets).total } else { 0.0 };
-            let one_each = Segments::from_lengths((0..indices.len()).map(|_| 1));
+            let one_each = Segments::from_lengths(each.iter().map(|_| 1));
             let (found, segments) = match task {
                 Task::FeatureExtraction => {
                     let segments = forward.segments().clone();
@@ -60,7 +66,10 @@ pub(super) fn outputs(
             });
             (rows.collect::<Vec<_>>(), sum)
         });
-        all.rows.extend(rows);
+        let mut rows = rows.into_iter();
+        for of_adapter in &mut all.rows {
+            of_adapter.extend(rows.by_ref().take(indices.len()));
+        }
         if is_labelled {
             all.loss += sum;
             all.labelled += batch.labelled();

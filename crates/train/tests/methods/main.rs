@@ -4,6 +4,7 @@
 // Functions that tests share unwrap as tests do.
 #![allow(clippy::unwrap_used)]
 
+mod adalora;
 mod closed_forms;
 mod finite_differences;
 mod intrinsic_toy;
