@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent / "adalora"
 MODEL = Path(__file__).parents[4] / "fixtures/llama/model"
-STEPS, LEARNING_RATE = 14, 0.5
+STEPS, LEARNING_RATE = 14, 0.1
 IDS = [[5, 17, 3, 40, 22, 8, 61, 13, 30], [9, 2, 33, 71, 4, 26]]
 UNLABELLED = 2
 
