@@ -104,12 +104,6 @@ impl Gguf {
         Ok(this)
     }
 
-    /// Divides rotary positions by `factor`.
-    pub(crate) fn interpolate(&mut self, factor: f64, path: &Path) -> Result<(), ModelError> {
-        self.config = self.config.interpolated(factor, path)?;
-        Ok(())
-    }
-
     /// The configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
