@@ -133,7 +133,10 @@ fn head(
                 for part in parts {
                     let scores = &mut scores[column..column + part.range.len()];
                     let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
-                    scores.iter_mut().zip(keys).for_each(|(score, key)| *score = options.scale * dot(query, key));
+                    // Loops, not closures: what a closure does may be compiled apart, without this processor's vectors.
+                    for (score, key) in scores.iter_mut().zip(keys) {
+                        *score = options.scale * dot(query, key);
+                    }
                     if let Some(bias) = bias {
                         let values = bias.row(kv_head * group + member, part.distance, scores.len());
                         scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
@@ -151,7 +154,9 @@ fn head(
                     _ => {
                         output.fill(0.0);
                         for (weight, value) in values(options, parts, scores, kv_head) {
-                            output.iter_mut().zip(value).for_each(|(sum, value)| *sum += weight * value);
+                            for (sum, value) in output.iter_mut().zip(value) {
+                                *sum += weight * value;
+                            }
                         }
                         output.iter_mut().for_each(|value| *value *= factor);
                     }
