@@ -192,11 +192,10 @@ mod tests {
             let biases = [0, 1, 2]
                 .map(|at| self.has_bias.then(|| FrozenWeight::float32(random(1, shapes[at].0, 10 + at as u64))));
             let mut parameters = vec![Parameter::new("x", random(self.rows, self.width, 20))];
-            for at in 0..3 {
-                let (rank, (out, width)) = (self.ranks[at], shapes[at]);
+            for (at, (rank, (out, width))) in (0..).zip(self.ranks.into_iter().zip(shapes)) {
                 if rank > 0 && (at > 0 || self.has_gate) {
-                    parameters.push(Parameter::new("A", small(rank, width, 30 + at as u64)));
-                    parameters.push(Parameter::new("B", random(out, rank, 40 + at as u64)));
+                    parameters.push(Parameter::new("A", small(rank, width, 30 + at)));
+                    parameters.push(Parameter::new("B", random(out, rank, 40 + at)));
                 }
             }
             let mut tape = Tape::differentiating(&workspace);

@@ -140,8 +140,8 @@ mod tests {
     fn every_kind_of_prediction_has_a_vote() {
         let flags =
             |flags: [bool; 2], probabilities: [f64; 2]| Prediction::Flags(flags.to_vec(), probabilities.to_vec());
-        let votes = vec![flags([true, false], [0.9, 0.4]), flags([false, true], [0.3, 0.55])];
-        assert_eq!(elect(votes), flags([true, false], [0.6, 0.475]));
+        let votes = vec![flags([true, false], [0.875, 0.25]), flags([false, true], [0.375, 0.5])];
+        assert_eq!(elect(votes), flags([true, false], [0.625, 0.375]));
         let votes = vec![Prediction::Numbers(vec![1.0, 4.0]), Prediction::Numbers(vec![2.0, 0.0])];
         assert_eq!(elect(votes), Prediction::Numbers(vec![1.5, 2.0]));
         let tags = |tags: [usize; 3]| Prediction::Tags(tags.to_vec());

@@ -71,7 +71,7 @@ fn bf16_is_the_reference_but_for_rounding() {
             let reference = case::named(adapter, &expect, "grad.");
             let mut sums = [0.0; 2];
             for parameter in adapter.parameters() {
-                let reference = reference[parameter.name()];
+                let Some(reference) = reference.get(parameter.name()) else { continue };
                 let found = gradients.get(parameter.id()).expect("every trainable tensor has a gradient");
                 let [errors, sizes] = squares(found.data(), &reference.values);
                 sums = [sums[0] + errors, sums[1] + sizes];

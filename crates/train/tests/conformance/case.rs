@@ -197,9 +197,13 @@ fn compare_parameters(
     let of_all = gradients.values().map(|tensor| largest(&tensor.values)).fold(0.0, f32::max);
     for parameter in parameters.iter().filter(|parameter| expected.contains(parameter.name())) {
         let (name, values) = (parameter.name(), values(parameter));
+        let Some(gradient) = gradients.get(name) else {
+            errors.require(false, &format!("{kind} {name}: the reference's loss does not depend on it"));
+            continue;
+        };
         // What has no effect on the loss, such as the biases of keys, has rounding errors for gradients, and AdamW
         // makes steps of full length of them.
-        if largest(&gradients[name].values) < 1e-6 * of_all {
+        if largest(&gradient.values) < 1e-6 * of_all {
             let vanishes = kind != "grad" || largest(&values) < 1e-5 * of_all;
             errors.require(vanishes, &format!("{kind} {name}: the reference's gradient vanishes"));
             continue;
@@ -210,7 +214,7 @@ fn compare_parameters(
         }
         // AdamW divides by the gradient's size. Gradients agree to `TOLERANCE` of the tensor's largest; a value whose own
         // gradient is of that order gets steps in the direction of rounding errors.
-        let gradient = &gradients[name].values;
+        let gradient = &gradient.values;
         let least = 10.0 * TOLERANCE * largest(gradient);
         let settled = gradient.iter().map(|gradient| *gradient == 0.0 || gradient.abs() >= least);
         let pairs = values.iter().zip(&reference[name].values).zip(settled).filter(|(_, settled)| *settled);
