@@ -261,7 +261,9 @@ fn read_tensors(
     let views: BTreeMap<String, TensorView<'_>> = tensors.tensors().into_iter().collect();
     for (name, view) in &views {
         let Some(shape) = expected.remove(name.as_str()) else {
-            problems.unexpected.extend(unexpected(name, view, model));
+            if !is_copy_of_rows(name, view, &stored, &views) {
+                problems.unexpected.extend(unexpected(name, view, model));
+            }
             continue;
         };
         if view.shape() != shape {
@@ -281,6 +283,18 @@ fn read_tensors(
     }
     problems.missing = expected.into_keys().map(str::to_owned).collect();
     if problems.is_empty() { Ok((values, forgotten)) } else { Err(MethodError::Tensors(Box::new(problems))) }
+}
+
+/// Whether a tensor is the same trained rows of tied embeddings again: PEFT saves them under the name of each.
+fn is_copy_of_rows(
+    name: &str,
+    view: &TensorView<'_>,
+    stored: &[Stored],
+    views: &BTreeMap<String, TensorView<'_>>,
+) -> bool {
+    let are_rows = |name: &str| name.ends_with("trainable_tokens_delta");
+    let own = stored.iter().filter(|own| are_rows(&own.name)).filter_map(|own| views.get(&own.name));
+    are_rows(name) && own.into_iter().any(|own| own.shape() == view.shape() && own.data() == view.data())
 }
 
 /// What is wrong with a tensor that the adapter does not ask for; `None` for what PEFT saves beside it: embeddings as

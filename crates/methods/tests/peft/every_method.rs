@@ -86,6 +86,33 @@ fn a_saved_adapter_of_every_method_is_read_as_it_was() {
 }
 
 #[test]
+fn trained_rows_of_tied_embeddings_may_be_in_the_file_once_for_each_name() {
+    let (config, model) =
+        (json!({"peft_type": "TRAINABLE_TOKENS", "token_indices": [3, 4]}), Model::of_fixtures("llama"));
+    model.describe(|description| {
+        let mut built = build(&method(&config), description, Seed(1)).unwrap();
+        shake(&mut built);
+        let folder = tempfile::tempdir().unwrap();
+        save_adapter(folder.path(), &built).unwrap();
+        let file = folder.path().join("adapter_model.safetensors");
+        let bytes = std::fs::read(&file).unwrap();
+        let mut tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors();
+        assert_eq!(tensors.len(), 1);
+        let (rows, shape) = (tensors[0].1.data(), tensors[0].1.shape().to_vec());
+        let again = "base_model.model.lm_head.trainable_tokens_delta".to_owned();
+        tensors.push((again.clone(), tensors[0].1.clone()));
+        std::fs::write(&file, safetensors::serialize(tensors.clone(), None).unwrap()).unwrap();
+        assert_eq!(bits(&load_adapter(folder.path(), description).unwrap()), bits(&built));
+        // Other rows are not a copy, and belong nowhere.
+        let others = vec![0; rows.len()];
+        tensors[1].1 = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &others).unwrap();
+        std::fs::write(&file, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let error = load_adapter(folder.path(), description).err().unwrap().to_string();
+        assert!(error.contains("unexpected (1)") && error.contains(&again), "{error}");
+    });
+}
+
+#[test]
 fn every_method_begins_at_the_base() {
     for architecture in ["llama", "qwen2"] {
         let model = Model::of_fixtures(architecture);

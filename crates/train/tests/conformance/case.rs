@@ -230,14 +230,11 @@ fn compare_parameters(
 /// Five AdamW steps with the reference's settings; the loss before each.
 pub(crate) fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Examples, lora_plus: bool) -> Vec<f32> {
     let weight_decay = if lora_plus { 0.0 } else { 0.01 };
-    let ratio = if lora_plus { 4.0 } else { 1.0 };
-    let groups = LoraPlus {
-        loraplus_lr_ratio: ratio,
-        loraplus_weight_decay: 0.0,
-        loraplus_lr_embedding: LoraPlus::LR_EMBEDDING,
-    };
+    let groups =
+        LoraPlus { loraplus_lr_ratio: 4.0, loraplus_weight_decay: 0.0, loraplus_lr_embedding: LoraPlus::LR_EMBEDDING };
     let mut optimizer = Optimizer::new(AdamW::default(), weight_decay, &adapter.parameters(), |parameter| {
-        ParameterGroup { learning_rate_scale: groups.learning_rate_scale(parameter, 1e-2), ..ParameterGroup::default() }
+        let learning_rate_scale = if lora_plus { groups.learning_rate_scale(parameter, 1e-2) } else { 1.0 };
+        ParameterGroup { learning_rate_scale, ..ParameterGroup::default() }
     });
     let step = |_| {
         let (loss, gradients) = loss_and_gradients(model, adapter, inputs);
