@@ -1,5 +1,7 @@
 //! From a configuration and a model to an adapter.
 
+use std::collections::BTreeSet;
+
 use tunesmith_tensor::{Adapter, Gradients, Seed, Workspace};
 
 use crate::common::{PEFT_VERSION, Purpose, RopeScaling};
@@ -111,6 +113,7 @@ pub(crate) fn join(
     let mut joined = all.next().expect("a configuration holds at least one method")?;
     for next in all {
         let mut next = next?;
+        check_names(&joined, &next)?;
         joined.adapter.join(next.adapter).map_err(|sites| MethodError::Clash {
             sites: sites.into_iter().map(|site| model.sites[site.0].path.clone()).collect(),
         })?;
@@ -119,6 +122,20 @@ pub(crate) fn join(
         joined.routines.append(&mut next.routines);
     }
     Ok(joined)
+}
+
+/// Refuses methods whose tensors have the same names, by which checkpoints find them.
+fn check_names(joined: &BuiltAdapter, next: &BuiltAdapter) -> Result<(), MethodError> {
+    let names: BTreeSet<&str> = joined.adapter.parameters().into_iter().map(|parameter| parameter.name()).collect();
+    let next_parameters = next.adapter.parameters();
+    let Some(same) = next_parameters.iter().map(|parameter| parameter.name()).find(|name| names.contains(name)) else {
+        return Ok(());
+    };
+    Err(MethodError::Impossible {
+        what: format!("{} beside {}", next.config.peft_type(), joined.config.peft_type()),
+        why: format!("both call a tensor '{same}', as PEFT's files do"),
+        instead: "Virtual tokens at the input that go with prefixes are those of PRE_EMBED".to_owned(),
+    })
 }
 
 /// What PEFT puts before the path of a module in an adapter's file.

@@ -7,7 +7,7 @@ use tunesmith_tensor::{Adapter, HiddenTuner, InputTuner, Matrix, Parameter, Seed
 use crate::MethodError;
 use crate::error::ConfigProblem;
 use crate::method::Place;
-use crate::virtual_tokens::{STORED, filled, input_site};
+use crate::virtual_tokens::{filled, input_site};
 
 /// How many special tokens, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ impl Default for SpecialTokens {
     }
 }
 
+/// The tensor's name: not that of prompt tuning's and of prefixes, beside which they may stand.
+const EMBEDDINGS: &str = "special_token_embeddings";
+
 impl SpecialTokens {
     /// `l_p + l_i`.
     pub(crate) fn count(self) -> usize {
@@ -40,9 +43,9 @@ impl SpecialTokens {
     /// An adapter that puts the tokens into a model's input.
     pub(crate) fn at_input(self, place: &Place<'_, '_>) -> Result<Adapter, MethodError> {
         let (input, site) = input_site(place.model)?;
-        let embeddings = self.start(STORED, site.cols, place.seed);
+        let embeddings = self.start(EMBEDDINGS, site.cols, place.seed);
         let mut adapter = Adapter::new();
-        adapter.insert_input(input, Box::new(SpecialTokensTuner::new(STORED, self, embeddings)));
+        adapter.insert_input(input, Box::new(SpecialTokensTuner::new(EMBEDDINGS, self, embeddings)));
         Ok(adapter)
     }
 

@@ -37,6 +37,14 @@ fn set(built: &mut BuiltAdapter, part: &str, value: f32) {
 }
 
 #[test]
+fn methods_whose_tensors_have_one_name_are_refused_with_what_works() {
+    let prompt = json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2});
+    let prefix = json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2});
+    let error = Scene::new("llama/model").build(&json!([prompt, prefix])).err().unwrap().to_string();
+    assert!(error.contains("PREFIX_TUNING beside PROMPT_TUNING") && error.contains("those of PRE_EMBED"), "{error}");
+}
+
+#[test]
 fn counts_are_those_of_the_formulas() {
     let scene = Scene::new("llama/model");
     let info = scene.model.info();

@@ -186,6 +186,11 @@ pub(crate) fn cases() -> Vec<Case> {
             1e-2,
         ),
         case(
+            json!([{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}, {"peft_type": "PRE_EMBED", "prefix_tokens": 2, "infix_tokens": 1}]),
+            false,
+            1e-2,
+        ),
+        case(
             json!([{"peft_type": "LORA", "r": 2}, {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}]),
             false,
             1e-2,
