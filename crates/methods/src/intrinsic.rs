@@ -41,6 +41,8 @@ pub struct IntrinsicConfig {
     pub projection_scope: ProjectionScope,
     /// What `P` is drawn from; none takes the run's seed.
     pub projection_seed: Option<u64>,
+    /// `D`: the values of the base that `P` reaches, by which an adapter's file knows its base; none takes what it is.
+    pub projected_values: Option<usize>,
     /// Most memory that `P` may take, in GiB.
     pub projection_memory: f64,
     /// The modules to tune; none means every weight, norm and embedding.
@@ -59,6 +61,7 @@ impl Default for IntrinsicConfig {
             projection: ProjectionKind::Fastfood,
             projection_scope: ProjectionScope::Global,
             projection_seed: None,
+            projected_values: None,
             projection_memory: 4.0,
             target_modules: None,
             exclude_modules: None,
@@ -294,7 +297,7 @@ fn build(
 
 /// The projections of the weight and bias of each site. A tied weight moves with its twin.
 fn projections(
-    config: &IntrinsicConfig,
+    config: &mut IntrinsicConfig,
     sites: &[SiteId],
     dimension: usize,
     seed: Seed,
@@ -323,6 +326,17 @@ fn projections(
         places.push((*id, weight, bias));
     }
     let total: usize = targets.iter().map(|target| target.values).sum();
+    let expected = *config.projected_values.get_or_insert(total);
+    if expected != total {
+        return Err(MethodError::Impossible {
+            what: format!("projected_values: {expected}"),
+            why: format!(
+                "this {} model has {total} where the projection goes, so it is not the base",
+                model.model_type
+            ),
+            instead: "Use the base that the adapter was trained on; for a new run leave projected_values out".into(),
+        });
+    }
     let needed = bytes(config.projection, total, dimension);
     const GIB: f64 = (1u64 << 30) as f64;
     if needed > config.projection_memory * GIB {

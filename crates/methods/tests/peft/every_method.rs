@@ -233,6 +233,21 @@ fn every_rank_of_dylora_is_exported_as_lora() {
 }
 
 #[test]
+fn a_subspace_of_another_base_is_refused_although_its_numbers_fit() {
+    let (llama, qwen2) = (Model::of_fixtures("llama"), Model::of_fixtures("qwen2"));
+    for peft_type in ["INTRINSIC", "SAID"] {
+        let config = json!({"peft_type": peft_type, "intrinsic_dimension": 20});
+        let folder = tempfile::tempdir().unwrap();
+        llama.describe(|description| {
+            save_adapter(folder.path(), &build(&method(&config), description, Seed(1)).unwrap()).unwrap();
+            load_adapter(folder.path(), description).unwrap();
+        });
+        let error = qwen2.describe(|description| load_adapter(folder.path(), description).err().unwrap().to_string());
+        assert!(error.contains("projected_values") && error.contains("trained on"), "{error}");
+    }
+}
+
+#[test]
 fn methods_at_the_same_sites_clash_by_name() {
     let model = Model::of_fixtures("llama");
     let config = json!([{"peft_type": "LORA"}, {"peft_type": "IA3", "target_modules": ["v_proj", "k_proj"]}]);
