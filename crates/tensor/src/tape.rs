@@ -75,14 +75,9 @@ impl Var {
 
 /// One recorded operation: knows how to turn the gradient of its output into gradients of its inputs.
 pub(crate) trait Backward: Send {
-    /// Adds to `flow` the gradients of the inputs, given `gradient`, that of the output.
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>);
-
-    /// The same of a gradient that may have other users. Operations that only read it need no copy of it.
-    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
-        let gradient = owned(gradient, flow.workspace());
-        self.backward(gradient, flow);
-    }
+    /// Adds to `flow` the gradients of the inputs, given `gradient`, that of the output, which may have other users:
+    /// [`Flow::owned`] gives it for changing.
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>);
 }
 
 /// The matrix itself where this was its last user, otherwise a copy.
@@ -261,7 +256,7 @@ impl Tape {
             match entry {
                 Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
                 Entry::Operation(name, operation) => {
-                    operation.backward_shared(gradient, &mut flow);
+                    operation.backward(gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
                         stopwatch.lap(name, Direction::Backward);
                     }
@@ -317,14 +312,15 @@ impl Flow<'_> {
         self.pending[node?.0].take().map(|gradient| owned(gradient, self.workspace))
     }
 
-    /// Adds a whole gradient.
-    pub(crate) fn add(&mut self, input: Option<NodeId>, gradient: Matrix) {
-        self.add_shared(input, Arc::new(gradient));
+    /// A gradient for changing: itself where this was its last user, otherwise a copy.
+    pub(crate) fn owned(&self, gradient: Arc<Matrix>) -> Matrix {
+        owned(gradient, self.workspace)
     }
 
-    /// Adds a whole gradient that may have other users.
-    pub(crate) fn add_shared(&mut self, input: Option<NodeId>, gradient: Arc<Matrix>) {
+    /// Adds a whole gradient, which may have other users.
+    pub(crate) fn add(&mut self, input: Option<NodeId>, gradient: impl Into<Arc<Matrix>>) {
         let Some(node) = input else { return };
+        let gradient = gradient.into();
         match &self.entries[node.0] {
             Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
             _ => match &mut self.pending[node.0] {

@@ -79,13 +79,13 @@ pub(crate) fn thin_gradient(
     sums.data_mut().par_chunks_exact_mut(rows * cols).take(pieces).enumerate().for_each(|(piece, sum)| {
         let tokens = piece * PIECE..tokens.min((piece + 1) * PIECE);
         let (left, right) = (left.columns(tokens.clone()), right.rows(tokens));
-        #[cfg(target_arch = "x86_64")]
+        let sum = ViewMut::rows_of(sum, rows, cols, cols);
         if direct {
-            super::float32::thin_sum(alpha, left, right, ViewMut::rows_of(sum, rows, cols, cols));
-            return;
+            sum_by_tokens(alpha, left, right, sum);
+        } else {
+            let part = Product { a: left, scale: alpha, b: &ViewColumns(right), low_rank: None };
+            unit.product(sum, 0.0, part, Parallelism::Single);
         }
-        let part = Product { a: left, scale: alpha, b: &ViewColumns(right), low_rank: None };
-        unit.product(ViewMut::rows_of(sum, rows, cols, cols), 0.0, part, Parallelism::Single);
     });
     let (total, others) = sums.data_mut().split_at_mut(rows * cols);
     for other in others.chunks_exact(rows * cols) {

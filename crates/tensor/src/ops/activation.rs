@@ -169,9 +169,9 @@ struct Activated<F> {
 }
 
 impl<F: Function> Backward for Activated<F> {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         // The gradient's buffer becomes that of the input.
-        let mut dx = gradient;
+        let mut dx = flow.owned(gradient);
         let block = (rows_per_task(dx.cols()) * dx.cols()).max(1);
         (dx.data_mut().par_chunks_mut(block), self.x.data().par_chunks(block)).into_par_iter().for_each(|(dx, x)| {
             vectorised(

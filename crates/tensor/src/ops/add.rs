@@ -52,13 +52,9 @@ struct Add {
 }
 
 impl Backward for Add {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
-        self.backward_shared(Arc::new(gradient), flow);
-    }
-
-    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
-        flow.add_shared(self.nodes[0], Arc::clone(&gradient));
-        flow.add_shared(self.nodes[1], gradient);
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        flow.add(self.nodes[0], Arc::clone(&gradient));
+        flow.add(self.nodes[1], gradient);
     }
 }
 
@@ -69,7 +65,7 @@ struct AddBias {
 }
 
 impl Backward for AddBias {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let cols = gradient.cols();
         flow.accumulate(self.bias, (1, cols), |_, sum, beta| {
             if beta == 0.0 {

@@ -1,6 +1,7 @@
 //! Columns of a value, such as the queries in a fused projection.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ops::for_each_row_block;
 use crate::tape::{Backward, Flow, NodeId};
@@ -62,7 +63,7 @@ struct ConcatColumns {
 }
 
 impl Backward for ConcatColumns {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let mut start = 0;
         for (node, width) in self.nodes.into_iter().zip(self.widths) {
             if node.is_some() {
@@ -84,7 +85,7 @@ struct SliceColumns {
 }
 
 impl Backward for SliceColumns {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let Self { x, shape, columns } = *self;
         flow.accumulate(x, shape, |_, dx, beta| {
             for_each_row_block(

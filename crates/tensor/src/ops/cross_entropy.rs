@@ -2,6 +2,7 @@
 //! stored, and rows without a label never meet the vocabulary. In bf16 not even a chunk's logits are.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -78,7 +79,7 @@ struct CrossEntropyBackward {
 }
 
 impl Backward for CrossEntropyBackward {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let scale = gradient.data()[0];
         for Part { node, mut gradient } in self.parts {
             gradient.data_mut().iter_mut().for_each(|value| *value *= scale);

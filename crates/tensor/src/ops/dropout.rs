@@ -1,5 +1,7 @@
 //! Dropout: zeroes values at random in training, and scales the others up (Srivastava et al. 2014).
 
+use std::sync::Arc;
+
 use crate::ops::for_each_row_block;
 use crate::random::uniform_at;
 use crate::tape::{Backward, Flow, NodeId};
@@ -46,7 +48,8 @@ struct Dropout {
 }
 
 impl Backward for Dropout {
-    fn backward(self: Box<Self>, mut gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        let mut gradient = flow.owned(gradient);
         apply(self.key, self.p, &mut gradient);
         flow.add(self.x, gradient);
     }

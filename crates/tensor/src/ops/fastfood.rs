@@ -8,6 +8,8 @@
 //! normal values. `D` values are as many rows of the stacked blocks. Every block is drawn again from its seed whenever it is
 //! needed. `E‖P·θ‖ = ‖θ‖` over all `D` values.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::tape::{Backward, Flow, NodeId};
@@ -131,7 +133,7 @@ struct FastfoodBackward {
 }
 
 impl Backward for FastfoodBackward {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let (width, dimension) = (self.projection.width(), self.projection.dimension);
         // Sums of a fixed number of blocks, added in order, so that the number of threads changes no bit.
         let parts: Vec<Vec<f64>> = gradient

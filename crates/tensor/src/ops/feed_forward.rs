@@ -77,11 +77,7 @@ struct FeedForward {
 }
 
 impl Backward for FeedForward {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
-        self.backward_shared(Arc::new(gradient), flow);
-    }
-
-    fn backward_shared(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let Self { x, x_node, linears, gating, kept } = *self;
         let workspace = flow.workspace().clone();
         let unit = workspace.kernels().unit();

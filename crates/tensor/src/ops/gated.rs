@@ -55,11 +55,11 @@ struct Gated<F> {
 }
 
 impl<F: Function> Backward for Gated<F> {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let (rows, cols) = gradient.shape();
         let mut dgate = Matrix::uninitialised(flow.workspace(), rows, cols);
         // The gradient's buffer becomes that of `up`.
-        let mut dup = gradient;
+        let mut dup = flow.owned(gradient);
         let block = (rows_per_task(cols) * cols).max(1);
         let inputs = (self.gate.data().par_chunks(block), self.up.data().par_chunks(block));
         let outputs = (dgate.data_mut().par_chunks_mut(block), dup.data_mut().par_chunks_mut(block));

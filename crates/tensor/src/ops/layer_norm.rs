@@ -73,7 +73,7 @@ struct LayerNorm {
 }
 
 impl Backward for LayerNorm {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let cols = gradient.cols();
         let [x_node, weight_node, bias_node] = self.nodes;
         if weight_node.is_some() || bias_node.is_some() {

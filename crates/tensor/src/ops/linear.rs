@@ -1,5 +1,7 @@
 //! Linear with a frozen weight: `y = x·Wᵀ + b`.
 
+use std::sync::Arc;
+
 use crate::FrozenWeight;
 use crate::kernels::{View, ViewMut};
 use crate::ops::for_each_row_block;
@@ -29,7 +31,7 @@ struct Linear {
 }
 
 impl Backward for Linear {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         flow.accumulate(self.x, (gradient.rows(), self.weight.cols()), |workspace, dx, beta| {
             self.weight.input_gradient(workspace, ViewMut::of(dx), beta, 1.0, View::of(&gradient));
         });

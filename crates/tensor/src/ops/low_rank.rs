@@ -60,7 +60,7 @@ struct LinearLowRank {
 }
 
 impl Backward for LinearLowRank {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let [x_node, a_node, b_node] = self.nodes;
         let dy = View::of(&gradient);
         let mut u = Matrix::uninitialised(flow.workspace(), gradient.rows(), self.a.rows());

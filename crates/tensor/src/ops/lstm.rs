@@ -86,7 +86,7 @@ struct Lstm {
 }
 
 impl Backward for Lstm {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let (tokens, hidden) = self.cells.shape();
         let mut dx = Matrix::zeros_in(flow.workspace(), tokens, 4 * hidden);
         let mut dweight = Matrix::zeros_in(flow.workspace(), 4 * hidden, hidden);

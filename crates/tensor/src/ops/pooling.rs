@@ -1,5 +1,7 @@
 //! The mean of each sequence's rows.
 
+use std::sync::Arc;
+
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Segments, Tape, Var};
 
@@ -30,7 +32,7 @@ struct MeanRows {
 }
 
 impl Backward for MeanRows {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let shape = (self.segments.total(), gradient.cols());
         flow.accumulate(self.x, shape, |_, dx, beta| {
             if beta == 0.0 {

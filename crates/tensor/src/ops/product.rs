@@ -72,7 +72,7 @@ impl Product {
 }
 
 impl Backward for Product {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let cols = gradient.cols();
         let dy = &gradient.data()[self.rows.start * cols..self.rows.end * cols];
         let dy = View::rows_of(dy, self.rows.len(), cols, cols);

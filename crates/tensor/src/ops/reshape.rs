@@ -1,5 +1,7 @@
 //! The same values row by row in another shape.
 
+use std::sync::Arc;
+
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
 
@@ -27,7 +29,7 @@ struct Reshape {
 }
 
 impl Backward for Reshape {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let mut dx = Matrix::uninitialised(flow.workspace(), self.shape.0, self.shape.1);
         dx.data_mut().copy_from_slice(gradient.data());
         flow.add(self.node, dx);

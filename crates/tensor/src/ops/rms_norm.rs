@@ -74,7 +74,7 @@ struct RmsNorm {
 }
 
 impl Backward for RmsNorm {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let cols = self.weight.cols();
         let weight = self.weight.data();
         if self.weight_node.is_some() {

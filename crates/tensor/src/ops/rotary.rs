@@ -87,7 +87,8 @@ struct RotaryBackward {
 }
 
 impl Backward for RotaryBackward {
-    fn backward(self: Box<Self>, mut gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        let mut gradient = flow.owned(gradient);
         turn(&mut gradient, &self.angles, -1.0);
         flow.add(self.x, gradient);
     }

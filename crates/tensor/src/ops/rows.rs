@@ -1,6 +1,7 @@
 //! Moving whole rows: slices, gathers, and joining values end to end.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
@@ -64,7 +65,7 @@ struct SliceRows {
 }
 
 impl Backward for SliceRows {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         flow.add_rows(self.x, self.shape, self.rows, &gradient);
     }
 }
@@ -76,7 +77,7 @@ struct GatherRows {
 }
 
 impl Backward for GatherRows {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         flow.accumulate(self.x, self.shape, |_, dx, beta| {
             if beta == 0.0 {
                 dx.data_mut().fill(0.0);
@@ -94,7 +95,7 @@ struct ConcatRows {
 }
 
 impl Backward for ConcatRows {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let cols = gradient.cols();
         let mut start = 0;
         for (node, length) in self.nodes.into_iter().zip(self.lengths) {

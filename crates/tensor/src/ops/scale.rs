@@ -1,5 +1,7 @@
 //! Every value times a constant.
 
+use std::sync::Arc;
+
 use crate::ops::for_each_row_block;
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
@@ -30,7 +32,8 @@ struct Scale {
 }
 
 impl Backward for Scale {
-    fn backward(self: Box<Self>, mut gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        let mut gradient = flow.owned(gradient);
         multiply(&mut gradient, self.factor);
         flow.add(self.node, gradient);
     }

@@ -59,7 +59,8 @@ struct ScaleColumns {
 }
 
 impl Backward for ScaleColumns {
-    fn backward(self: Box<Self>, mut gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
+        let mut gradient = flow.owned(gradient);
         if let Some(x) = &self.x {
             let cols = gradient.cols();
             // Blocks of rows in a fixed order, so that the sum does not depend on the number of threads.

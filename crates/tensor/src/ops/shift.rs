@@ -1,5 +1,7 @@
 //! A constant added to every value.
 
+use std::sync::Arc;
+
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Tape, Var};
 
@@ -18,7 +20,7 @@ struct Shift {
 }
 
 impl Backward for Shift {
-    fn backward(self: Box<Self>, gradient: crate::Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<crate::Matrix>, flow: &mut Flow<'_>) {
         flow.add(self.node, gradient);
     }
 }

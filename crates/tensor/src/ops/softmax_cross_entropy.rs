@@ -1,5 +1,7 @@
 //! Cross-entropy of logits that exist as a value, for the few classes of a classifier.
 
+use std::sync::Arc;
+
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
@@ -47,7 +49,7 @@ pub(crate) struct ScaledGradient {
 }
 
 impl Backward for ScaledGradient {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let scale = gradient.data()[0];
         let mut scaled = self.gradient;
         scaled.data_mut().iter_mut().for_each(|value| *value *= scale);

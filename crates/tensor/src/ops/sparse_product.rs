@@ -63,7 +63,7 @@ struct SparseProduct {
 }
 
 impl Backward for SparseProduct {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         // In one fixed order: rows share columns.
         let mut sum = vec![0.0f64; self.matrix.cols];
         for (row, dy) in gradient.data().iter().enumerate() {

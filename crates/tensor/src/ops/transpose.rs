@@ -1,5 +1,7 @@
 //! Exchange of rows and columns.
 
+use std::sync::Arc;
+
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
 
@@ -15,7 +17,7 @@ struct Transpose {
 }
 
 impl Backward for Transpose {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         flow.add(self.x, gradient.transposed());
     }
 }

@@ -35,10 +35,10 @@ impl<'a> UpdatedLinear<'a> {
 /// What the way back needs of a linear.
 pub(crate) struct Linear {
     weight: FrozenWeight,
-    pub(crate) update: Option<Update>,
+    update: Option<Update>,
 }
 
-pub(crate) struct Update {
+struct Update {
     a: Arc<Matrix>,
     b: Arc<Matrix>,
     scale: f32,

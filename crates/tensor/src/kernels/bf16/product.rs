@@ -195,10 +195,10 @@ impl Task<'_> {
                 let depth = first..tiles.min(first + step);
                 let a = self.pack(resize(a, self.rows.len() * step, Tile::ZERO), &depth);
                 let mut second = None;
-                if let Some(SharedLowRank { factors, .. }) = self.low_rank {
-                    factors.add_middle(unit, &a, &depth, first > 0, middle);
+                if let Some(low_rank) = self.low_rank {
+                    low_rank.factors.add_middle(unit, &a, &depth, first > 0, middle);
                     if depth.end == tiles {
-                        second = self.finish_middle(middle, packed_middle);
+                        second = Some(self.finish_middle(low_rank, middle, packed_middle));
                     }
                 }
                 let target = Target { output: self.output, first_row: self.rows.start * LANES, first_strip: 0 };
@@ -220,8 +220,8 @@ impl Task<'_> {
     }
 
     /// Gives out the middle of the low-rank product, and packs it as the left factor of its second half.
-    fn finish_middle<'b>(&'b self, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Option<Second<'b>> {
-        let SharedLowRank { factors, middle: output } = self.low_rank?;
+    fn finish_middle<'b>(&self, low_rank: &'b SharedLowRank, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Second<'b> {
+        let SharedLowRank { factors, middle: output } = low_rank;
         let first = self.rows.start * LANES;
         let rows = (self.rows.len() * LANES).min(self.a.rows - first);
         if self.columns.start == 0 {
@@ -240,7 +240,7 @@ impl Task<'_> {
         }
         let tiles = resize(tiles, self.rows.len() * factors.middle_depth(), Tile::ZERO);
         factors.pack_middle(middle, rows, tiles);
-        Some(factors.second(tiles))
+        factors.second(tiles)
     }
 }
 

@@ -61,7 +61,7 @@ impl KeyValues {
 }
 
 impl Backward for AttentionBackward {
-    fn backward(self: Box<Self>, gradient: Matrix, flow: &mut Flow<'_>) {
+    fn backward(self: Box<Self>, gradient: Arc<Matrix>, flow: &mut Flow<'_>) {
         let workspace = flow.workspace();
         let like = |node: Option<NodeId>, matrix: &Matrix| {
             node.map(|_| Matrix::uninitialised(workspace, matrix.rows(), matrix.cols()))
