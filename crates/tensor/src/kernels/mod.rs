@@ -10,6 +10,8 @@ mod gradient;
 mod independent;
 mod plain;
 mod precision;
+#[cfg(target_arch = "x86_64")]
+mod split;
 mod vectorised;
 
 use std::fmt;
@@ -71,11 +73,7 @@ pub struct Kernels {
 impl Kernels {
     /// The fastest kernels that this processor runs, in float32.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let packed = float32::Packed::detect().map(|packed| -> &'static dyn Gemm { packed });
-        #[cfg(not(target_arch = "x86_64"))]
-        let packed = None;
-        let gemm = packed.unwrap_or(&blocked::Blocked);
+        let gemm = tiles().unwrap_or_else(vectors);
         Self { gemm, unit: Unit::detect(), precision: Precision::Float32, independent: false }
     }
 
@@ -118,7 +116,8 @@ impl Kernels {
     /// The same kernels, of which none is chosen by a number of rows: a row of a product is the same bits whatever the
     /// others are and however many. In bf16 it always is.
     pub fn with_independent_rows(self) -> Self {
-        Self { independent: true, ..self }
+        let gemm = if self.gemm.has_independent_rows() { self.gemm } else { vectors() };
+        Self { gemm, independent: true, ..self }
     }
 
     /// The precision of products, of two values or with a frozen weight.
@@ -190,6 +189,23 @@ impl Kernels {
     pub(crate) fn unit(&self) -> Unit {
         self.unit
     }
+}
+
+/// float32 products by a tile unit, where the processor has one.
+fn tiles() -> Option<&'static dyn Gemm> {
+    #[cfg(target_arch = "x86_64")]
+    return split::Split::detect().map(|split| -> &'static dyn Gemm { split });
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
+/// float32 products by vector instructions.
+fn vectors() -> &'static dyn Gemm {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(packed) = float32::Packed::detect() {
+        return packed;
+    }
+    &blocked::Blocked
 }
 
 impl fmt::Debug for Kernels {

@@ -16,7 +16,7 @@ use crate::{Matrix, Tape, Var, Workspace};
 pub const IGNORED_TARGET: u32 = u32::MAX;
 
 /// Rows whose logits exist at one time. Fewer rows would read the vocabulary's weight more often than it pays.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 
 /// Partial sums of a row, so that it vectorises.
 const LANES: usize = 16;

@@ -67,11 +67,11 @@ static CONFIGURATION: TileConfiguration = TileConfiguration({
 });
 
 /// The calling thread's tile unit, configured while this lives.
-pub(super) struct TileUnit(());
+pub(crate) struct TileUnit(());
 
 impl TileUnit {
     #[allow(unsafe_code)]
-    pub(super) fn configure() -> Self {
+    pub(crate) fn configure() -> Self {
         assert!(is_supported(), "the processor has no AMX");
         // SAFETY: AMX is there and permitted; the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };

@@ -150,7 +150,7 @@ fn store(vectors: Vectors, tile: &mut Tile) {
 /// The transpose of 16 × 16 32-bit values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn transposed(rows: Vectors) -> Vectors {
+pub(crate) fn transposed(rows: Vectors) -> Vectors {
     let mut a = rows;
     for i in 0..8 {
         a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);

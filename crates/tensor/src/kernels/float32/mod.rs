@@ -17,9 +17,10 @@ use rayon::prelude::*;
 
 use super::{Factors, Gemm, Parallelism, ViewMut};
 use avx512::{COLS, Micro, ROWS};
+pub(super) use pack::prefetch_columns;
 pub(crate) use thin::{is_thin, thin_sum};
 
-use pack::{pack_columns, pack_rows, prefetch_columns};
+use pack::{pack_columns, pack_rows};
 
 /// Places of the inner dimension that are packed at one time, at the most: a strip of columns so deep, and the rows of one
 /// block, stay in the first-level cache together.

@@ -37,7 +37,12 @@ pub(super) fn pack_columns(micro: Micro, b: View<'_>, lanes: Range<usize>, depth
 }
 
 /// Fetches part `part` of `parts` of what [`pack_columns`] will read.
-pub(super) fn prefetch_columns(b: View<'_>, lanes: Range<usize>, depth: Range<usize>, part: (usize, usize)) {
+pub(in crate::kernels) fn prefetch_columns(
+    b: View<'_>,
+    lanes: Range<usize>,
+    depth: Range<usize>,
+    part: (usize, usize),
+) {
     if b.row_stride == 1 {
         prefetch(b.transposed(), lanes, depth, part);
     } else if b.col_stride == 1 {
