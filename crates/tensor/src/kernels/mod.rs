@@ -11,6 +11,8 @@ mod independent;
 mod plain;
 mod precision;
 #[cfg(target_arch = "x86_64")]
+mod share;
+#[cfg(target_arch = "x86_64")]
 mod split;
 mod vectorised;
 

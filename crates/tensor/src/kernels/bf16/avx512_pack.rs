@@ -7,7 +7,7 @@ use super::pack::{Corner, Order};
 use super::tile::{DEPTH, LANES, Tile};
 
 /// The 16 vectors of a tile.
-type Vectors = [__m512i; 16];
+pub(crate) type Vectors = [__m512i; 16];
 
 /// See [`super::pack::pack`]; one of the strides is 1.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -126,21 +126,21 @@ unsafe fn by_pairs(corner: Corner<'_>) -> Vectors {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
-fn convert(first: __m512, second: __m512) -> __m512i {
+pub(crate) fn convert(first: __m512, second: __m512) -> __m512i {
     // SAFETY: both are 512 bits without invalid values.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn mask(lanes: usize) -> u16 {
+pub(crate) fn mask(lanes: usize) -> u16 {
     ((1u32 << lanes.min(LANES)) - 1) as u16
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
-fn store(vectors: Vectors, tile: &mut Tile) {
+pub(crate) fn store(vectors: Vectors, tile: &mut Tile) {
     for (place, vector) in vectors.into_iter().enumerate() {
         // SAFETY: a tile is 16 aligned vectors.
         unsafe { _mm512_store_si512(tile.0.as_mut_ptr().add(place * 32).cast(), vector) };

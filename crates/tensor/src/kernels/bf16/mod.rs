@@ -30,7 +30,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::TileUnit;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_pack::transposed;
+pub(crate) use avx512_pack::{Vectors, convert, mask, store, transposed};
 pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
 pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};

@@ -13,8 +13,7 @@ mod thin;
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::share::{Output, Sharing};
 use super::{Factors, Gemm, Parallelism, ViewMut};
 use avx512::{COLS, Micro, ROWS};
 pub(super) use pack::prefetch_columns;
@@ -26,11 +25,8 @@ use pack::{pack_columns, pack_rows};
 /// block, stay in the first-level cache together.
 const DEEPEST: usize = 256;
 
-/// Rows of a task at the most: packed, they take half of the second-level cache.
-const MOST_ROWS: usize = 88 * ROWS;
-
-/// Multiplications from which spreading over threads pays.
-const WORTH_THREADS: usize = 128 * 1024;
+/// So many rows, packed, take half of the second-level cache.
+const SHARING: Sharing = Sharing { block: (ROWS, COLS), most_rows: 88 * ROWS, worth_threads: 128 * 1024 };
 
 /// The products; exist only where the processor has AVX-512.
 #[derive(Debug)]
@@ -53,46 +49,13 @@ impl Gemm for Packed {
         true
     }
 
-    fn gemm(&self, c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism) {
-        let (rows, cols) = (c.rows, c.cols);
+    fn gemm(&self, mut c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism) {
         let depth: usize = sum.iter().map(|factors| factors.a.cols).sum();
-        let output = Output { c: c.data.as_mut_ptr(), stride: c.row_stride };
+        let output = Output::new(&mut c);
         let product = Product { micro: self.0, output: &output, accumulate: beta != 0.0, sum, depth };
-        let spread = parallelism == Parallelism::Pool && rows * cols * depth >= WORTH_THREADS;
-        let threads = if spread { rayon::current_num_threads() } else { 1 };
-        let (row_task, col_task) = task_size(rows, cols, threads);
-        let (row_tasks, col_tasks) = (rows.div_ceil(row_task), cols.div_ceil(col_task));
-        let task = |task: usize| {
-            let (row, col) = (task / col_tasks * row_task, task % col_tasks * col_task);
-            product.task(row..rows.min(row + row_task), col..cols.min(col + col_task));
-        };
-        if threads > 1 && row_tasks * col_tasks > 1 {
-            (0..row_tasks * col_tasks).into_par_iter().for_each(task);
-        } else {
-            (0..row_tasks * col_tasks).for_each(task);
-        }
+        SHARING.run((c.rows, c.cols), depth, parallelism, |rows, cols| product.task(rows, cols));
     }
 }
-
-/// Rows and columns of a task. No value depends on it, so the number of threads may decide. Every task packs its rows and
-/// its columns: of the ways to cut the result into as many parts, that which packs least.
-fn task_size(rows: usize, cols: usize, threads: usize) -> (usize, usize) {
-    let share = |size: usize, parts: usize, unit: usize| size.div_ceil(parts).next_multiple_of(unit);
-    let cuts = (1..=threads).map(|row_parts| (row_parts, threads.div_ceil(row_parts)));
-    let (row_parts, col_parts) =
-        cuts.min_by_key(|(row_parts, col_parts)| row_parts * cols + col_parts * rows).unwrap_or((1, 1));
-    (share(rows, row_parts, ROWS).min(MOST_ROWS), share(cols, col_parts, COLS))
-}
-
-/// Where a result goes; tasks write to parts that don't overlap.
-struct Output {
-    c: *mut f32,
-    stride: usize,
-}
-
-#[allow(unsafe_code)]
-// SAFETY: tasks write to disjoint parts of memory that is borrowed for as long as they run.
-unsafe impl Sync for Output {}
 
 struct Product<'a> {
     micro: Micro,
@@ -195,46 +158,24 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Factors, View, plain::Plain};
+    use super::super::{Factors, View, plain::for_each_layout};
     use super::*;
     use crate::Matrix;
     use crate::ops::finite_differences::random;
 
-    /// Values that lie as `turned` says.
-    fn view(matrix: &Matrix, turned: bool) -> View<'_> {
-        if turned { View::of(matrix).transposed() } else { View::of(matrix) }
-    }
-
     #[test]
     fn equals_the_definition_on_ragged_shapes_however_factors_lie() {
         let Some(packed) = Packed::detect() else { return };
-        for (rows, depth, cols) in [(1, 1, 1), (13, 5, 33), (12, 32, 64), (25, 300, 17), (40, 513, 100), (1, 700, 95)] {
-            for (turned_a, turned_b) in [(false, false), (false, true), (true, false), (true, true)] {
-                let shape = |turned: bool, rows, cols| if turned { (cols, rows) } else { (rows, cols) };
-                let (a_rows, a_cols) = shape(turned_a, rows, depth);
-                let (b_rows, b_cols) = shape(turned_b, depth, cols);
-                let (a, b) = (random(a_rows, a_cols, 0), random(b_rows, b_cols, 1));
-                let (low_a, low_b) = (random(rows, 3, 2), random(3, cols, 3));
-                let sum = [
-                    Factors { alpha: 0.5, a: view(&a, turned_a), b: view(&b, turned_b) },
-                    Factors { alpha: 2.0, a: View::of(&low_a), b: View::of(&low_b) },
-                ];
-                for beta in [0.0, 1.0] {
-                    let start = if beta == 0.0 { f32::NAN } else { 1.0 };
-                    let (mut found, mut expected) = (random(rows, cols, 4), random(rows, cols, 4));
-                    for c in [&mut found, &mut expected] {
-                        c.data_mut().iter_mut().for_each(|value| *value *= start);
-                    }
-                    packed.gemm(ViewMut::of(&mut found), beta, &sum, Parallelism::Pool);
-                    Plain.gemm(ViewMut::of(&mut expected), beta, &sum, Parallelism::Single);
-                    for (found, expected) in found.data().iter().zip(expected.data()) {
-                        // Sums of `depth` products of normal values, each rounded in float32.
-                        let bound = 1e-6 * (depth as f32).sqrt() * 4.0;
-                        assert!((found - expected).abs() <= bound.max(1e-6), "{found}, expected {expected}");
-                    }
-                }
+        let shapes = [(1, 1, 1), (13, 5, 33), (12, 32, 64), (25, 300, 17), (40, 513, 100), (1, 700, 95)];
+        for_each_layout(&shapes, |sum, beta, start, expected| {
+            let mut found = start.clone();
+            packed.gemm(ViewMut::of(&mut found), beta, sum, Parallelism::Pool);
+            for (found, expected) in found.data().iter().zip(expected.data()) {
+                // Sums of `depth` products of normal values, each rounded in float32.
+                let bound = 1e-6 * (sum[0].a.cols as f32).sqrt() * 4.0;
+                assert!((found - expected).abs() <= bound.max(1e-6), "{found}, expected {expected}");
             }
-        }
+        });
     }
 
     #[test]

@@ -69,6 +69,19 @@ pub(super) unsafe fn block(
             )
         };
     }
+    /// With what multiplies the columns' third part, where there is one, while the rows' first part is loaded.
+    macro_rules! all_but_third {
+        ($($third:expr),*) => {
+            pass!(
+                rows!("2"), columns!("0"), multiply!(),
+                rows!("1"), multiply!(),
+                columns!("1"), multiply!(),
+                rows!("0"), multiply!(),
+                $($third,)*
+                columns!("0"), multiply!()
+            )
+        };
+    }
     // SAFETY: the caller vouches for the pointers; the unit says that the tiles are configured.
     unsafe {
         if accumulate {
@@ -85,34 +98,8 @@ pub(super) unsafe fn block(
                 0 | 1 => {
                     pass!(rows!("2"), columns!("0"), multiply!(), rows!("1"), multiply!(), rows!("0"), multiply!())
                 }
-                2 => pass!(
-                    rows!("2"),
-                    columns!("0"),
-                    multiply!(),
-                    rows!("1"),
-                    multiply!(),
-                    columns!("1"),
-                    multiply!(),
-                    rows!("0"),
-                    multiply!(),
-                    columns!("0"),
-                    multiply!()
-                ),
-                _ => pass!(
-                    rows!("2"),
-                    columns!("0"),
-                    multiply!(),
-                    rows!("1"),
-                    multiply!(),
-                    columns!("1"),
-                    multiply!(),
-                    rows!("0"),
-                    multiply!(),
-                    columns!("2"),
-                    multiply!(),
-                    columns!("0"),
-                    multiply!()
-                ),
+                2 => all_but_third!(),
+                _ => all_but_third!(columns!("2"), multiply!()),
             }
         }
         asm!(

@@ -18,10 +18,9 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::bf16::{DEPTH, LANES, Order, TileUnit, Unit};
 use super::float32::{Packed, prefetch_columns};
+use super::share::{Output, Sharing};
 use super::{Factors, Gemm, Parallelism, View, ViewMut};
 use block::{BLOCK, block};
 use parts::{Parts, Splitter};
@@ -29,14 +28,11 @@ use parts::{Parts, Splitter};
 /// Tiles of the inner dimension that are split at one time.
 const STRETCH: usize = 9;
 
-/// Rows of a task at the most: split, they take less than half of the second-level cache.
-const MOST_ROWS: usize = 16 * BLOCK;
+/// So many rows, split, take less than half of the second-level cache.
+const SHARING: Sharing = Sharing { block: (BLOCK, BLOCK), most_rows: 16 * BLOCK, worth_threads: 512 * 1024 };
 
 /// Rows, columns and inner dimension from which the tile unit is faster than vector instructions.
 const WORTH_TILES: usize = 32;
-
-/// Multiplications from which spreading over threads pays.
-const WORTH_THREADS: usize = 512 * 1024;
 
 /// The products; exist only where the processor has the tile unit.
 #[derive(Debug)]
@@ -63,66 +59,31 @@ impl Gemm for Split {
         true
     }
 
-    fn gemm(&self, c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism) {
-        let (rows, cols) = (c.rows, c.cols);
+    fn gemm(&self, mut c: ViewMut<'_>, beta: f32, sum: &[Factors<'_>], parallelism: Parallelism) {
         let depth = sum.iter().map(|factors| factors.a.cols).max().unwrap_or(0);
         let is_contiguous = |view: View<'_>| view.row_stride == 1 || view.col_stride == 1;
         let can_split = sum.iter().all(|factors| is_contiguous(factors.a) && is_contiguous(factors.b));
-        if rows.min(cols).min(depth) < WORTH_TILES || !can_split {
+        if c.rows.min(c.cols).min(depth) < WORTH_TILES || !can_split {
             return self.vectors.gemm(c, beta, sum, parallelism);
         }
-        let output = Output { c: c.data.as_mut_ptr(), stride: c.row_stride };
+        let output = Output::new(&mut c);
         let product = Product { splitter: self.splitter, output: &output, accumulate: beta != 0.0, sum };
-        let spread = parallelism == Parallelism::Pool && rows * cols * depth >= WORTH_THREADS;
-        let threads = if spread { rayon::current_num_threads() } else { 1 };
-        let (row_task, col_task) = task_size(rows, cols, threads);
-        let (row_tasks, col_tasks) = (rows.div_ceil(row_task), cols.div_ceil(col_task));
-        let task = |task: usize| {
-            let (row, col) = (task / col_tasks * row_task, task % col_tasks * col_task);
-            product.task(row..rows.min(row + row_task), col..cols.min(col + col_task));
-        };
-        if threads > 1 && row_tasks * col_tasks > 1 {
-            (0..row_tasks * col_tasks).into_par_iter().for_each(task);
-        } else {
-            (0..row_tasks * col_tasks).for_each(task);
-        }
+        SHARING.run((c.rows, c.cols), depth, parallelism, |rows, cols| product.task(rows, cols));
     }
 }
 
-/// Rows and columns of a task. No value depends on it, so the number of threads may decide. Every task splits its rows and
-/// its columns: of the ways to cut the result into as many parts, that which splits least.
-fn task_size(rows: usize, cols: usize, threads: usize) -> (usize, usize) {
-    let share = |size: usize, parts: usize| size.div_ceil(parts).next_multiple_of(BLOCK);
-    let cuts = (1..=threads).map(|row_parts| (row_parts.max(rows.div_ceil(MOST_ROWS)), threads.div_ceil(row_parts)));
-    let (row_parts, col_parts) =
-        cuts.min_by_key(|(row_parts, col_parts)| row_parts * cols + col_parts * rows).unwrap_or((1, 1));
-    (share(rows, row_parts), share(cols, col_parts))
-}
-
-/// Where a result goes; tasks write to parts that don't overlap.
-struct Output {
-    c: *mut f32,
-    stride: usize,
-}
-
-impl Output {
-    /// Fetches the values of a block that is to be written.
-    fn prefetch(&self, rows: Range<usize>, col: usize) {
-        for row in rows {
-            let first = self.c.wrapping_add(row * self.stride + col);
-            #[allow(unsafe_code)]
-            // SAFETY: prefetching reads nothing.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(first.cast());
-                _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(LANES).cast());
-            }
+/// Fetches the values of a block that is to be written: columns `col` on of `rows`.
+fn prefetch_result(output: &Output, rows: Range<usize>, col: usize) {
+    for row in rows {
+        let first = output.c.wrapping_add(row * output.stride + col);
+        #[allow(unsafe_code)]
+        // SAFETY: prefetching reads nothing.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(first.cast());
+            _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(LANES).cast());
         }
     }
 }
-
-#[allow(unsafe_code)]
-// SAFETY: tasks write to disjoint parts of memory that is borrowed for as long as they run.
-unsafe impl Sync for Output {}
 
 struct Product<'a> {
     splitter: Splitter,
@@ -200,7 +161,7 @@ impl Product<'_> {
                 let size = (BLOCK.min(rows.end - row), lanes.len());
                 // What is split next comes from far away, so it is fetched while this is multiplied.
                 prefetch_columns(b, next.clone(), places.clone(), (number, blocks));
-                self.output.prefetch(row + BLOCK..rows.end.min(row + 2 * BLOCK), col);
+                prefetch_result(self.output, row + BLOCK..rows.end.min(row + 2 * BLOCK), col);
                 #[allow(unsafe_code)]
                 // SAFETY: the block lies in the result, in this task's part of it; all strips have so many tiles.
                 unsafe {
@@ -258,46 +219,26 @@ struct Edge([f32; BLOCK * BLOCK]);
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Factors, View, plain::Plain};
+    use super::super::plain::{Plain, for_each_layout};
+    use super::super::{Factors, View};
     use super::*;
     use crate::Matrix;
     use crate::ops::finite_differences::random;
 
-    fn lying(matrix: &Matrix, turned: bool) -> View<'_> {
-        if turned { View::of(matrix).transposed() } else { View::of(matrix) }
-    }
-
     #[test]
     fn is_as_exact_as_float32_on_ragged_shapes_however_factors_lie() {
         let Some(split) = Split::detect() else { return };
-        for (rows, depth, cols) in [(32, 32, 32), (33, 40, 65), (130, 300, 47), (40, 577, 100), (600, 64, 33)] {
-            for (turned_a, turned_b) in [(false, false), (false, true), (true, false), (true, true)] {
-                let shape = |turned: bool, rows, cols| if turned { (cols, rows) } else { (rows, cols) };
-                let (a_rows, a_cols) = shape(turned_a, rows, depth);
-                let (b_rows, b_cols) = shape(turned_b, depth, cols);
-                let (a, b) = (random(a_rows, a_cols, 0), random(b_rows, b_cols, 1));
-                let (low_a, low_b) = (random(rows, 3, 2), random(3, cols, 3));
-                let sum = [
-                    Factors { alpha: 0.5, a: lying(&a, turned_a), b: lying(&b, turned_b) },
-                    Factors { alpha: 2.0, a: View::of(&low_a), b: View::of(&low_b) },
-                ];
-                for beta in [0.0, 1.0] {
-                    let start = if beta == 0.0 { f32::NAN } else { 1.0 };
-                    let mut all = [random(rows, cols, 4), random(rows, cols, 4), random(rows, cols, 4)];
-                    all.iter_mut().for_each(|c| c.data_mut().iter_mut().for_each(|value| *value *= start));
-                    let [found, vectors, expected] = &mut all;
-                    split.gemm(ViewMut::of(found), beta, &sum, Parallelism::Pool);
-                    split.vectors.gemm(ViewMut::of(vectors), beta, &sum, Parallelism::Pool);
-                    Plain.gemm(ViewMut::of(expected), beta, &sum, Parallelism::Single);
-                    let error = |found: &Matrix| {
-                        let pairs = found.data().iter().zip(expected.data());
-                        pairs.map(|(found, expected)| f64::from(found - expected).powi(2)).sum::<f64>().sqrt()
-                    };
-                    let (error, of_vectors) = (error(found), error(vectors));
-                    assert!(error <= 2.0 * of_vectors, "{rows} × {depth} × {cols}: {error}, vectors {of_vectors}");
-                }
-            }
-        }
+        let shapes = [(32, 32, 32), (33, 40, 65), (130, 300, 47), (40, 577, 100), (600, 64, 33)];
+        for_each_layout(&shapes, |sum, beta, start, expected| {
+            let error = |gemm: &dyn Gemm| {
+                let mut found = start.clone();
+                gemm.gemm(ViewMut::of(&mut found), beta, sum, Parallelism::Pool);
+                let pairs = found.data().iter().zip(expected.data());
+                pairs.map(|(found, expected)| f64::from(found - expected).powi(2)).sum::<f64>().sqrt()
+            };
+            let (found, of_vectors, (rows, cols)) = (error(split), error(split.vectors), expected.shape());
+            assert!(found <= 2.0 * of_vectors, "{rows} × {cols}: {found}, vectors {of_vectors}");
+        });
     }
 
     #[test]

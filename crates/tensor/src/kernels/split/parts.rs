@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::kernels::View;
-use crate::kernels::bf16::{DEPTH, LANES, Order, Tile, transposed};
+use crate::kernels::bf16::{DEPTH, LANES, Order, Tile, Vectors, convert, mask, store, transposed};
 
 /// Values as sums of three tiles: the values rounded to bf16, what that leaves rounded, and what that leaves rounded. Each
 /// part has 8 bits and a sign, so together they have the 24 bits of a float32.
@@ -73,40 +73,6 @@ impl Splitter {
     }
 }
 
-/// Which lanes of the second and third part have a bit that is not zero.
-struct Leftover {
-    second: __m512i,
-    third: __m512i,
-}
-
-impl Leftover {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn none() -> Self {
-        Self { second: _mm512_setzero_si512(), third: _mm512_setzero_si512() }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn add(&mut self, parts: [__m512i; 3]) {
-        self.second = _mm512_or_si512(self.second, parts[1]);
-        self.third = _mm512_or_si512(self.third, parts[2]);
-    }
-
-    /// Parts that are not all zero; a negative zero counts.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn parts(&self) -> usize {
-        if _mm512_test_epi32_mask(self.third, self.third) != 0 {
-            3
-        } else if _mm512_test_epi32_mask(self.second, self.second) != 0 {
-            2
-        } else {
-            1
-        }
-    }
-}
-
 /// A matrix whose inner dimension is contiguous: lane by lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
@@ -119,26 +85,18 @@ unsafe fn along_depth(
     order: Order,
     out: &mut Parts,
 ) -> usize {
-    let scale = _mm512_set1_ps(scale);
     let masks = [mask(depth), mask(depth.saturating_sub(LANES))];
-    let mut vectors = [[_mm512_setzero_si512(); LANES]; 3];
-    let mut leftover = Leftover::none();
+    let mut lines = Lines::new(scale);
     for lane in 0..lanes {
         // SAFETY: the masks keep the loads inside the caller's data.
         let values = unsafe {
             let row = data.add(lane * stride);
             [_mm512_maskz_loadu_ps(masks[0], row), _mm512_maskz_loadu_ps(masks[1], row.wrapping_add(LANES))]
         };
-        let parts = three_parts(values.map(|values| _mm512_mul_ps(values, scale)));
-        leftover.add(parts);
-        for (vectors, part) in vectors.iter_mut().zip(parts) {
-            vectors[lane] = part;
-        }
+        let parts = lines.split(values);
+        lines.put(lane, parts);
     }
-    for (tile, vectors) in out.0.iter_mut().zip(vectors) {
-        store(if order == Order::Rows { vectors } else { transposed(vectors) }, tile);
-    }
-    leftover.parts()
+    lines.store(order != Order::Rows, out)
 }
 
 /// A matrix whose lanes are contiguous: two places of the inner dimension at a time.
@@ -153,13 +111,11 @@ unsafe fn along_lanes(
     order: Order,
     out: &mut Parts,
 ) -> usize {
-    let scale = _mm512_set1_ps(scale);
     let lanes = mask(lanes);
     let places: [u16; 32] = std::array::from_fn(|place| (place / 2 + place % 2 * LANES) as u16);
     // SAFETY: 64 bytes of words.
     let interleave = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
-    let mut vectors = [[_mm512_setzero_si512(); LANES]; 3];
-    let mut leftover = Leftover::none();
+    let mut lines = Lines::new(scale);
     for pair in 0..depth.div_ceil(2) {
         let second = if 2 * pair + 1 < depth { lanes } else { 0 };
         // SAFETY: the masks keep the loads inside the caller's data.
@@ -167,35 +123,73 @@ unsafe fn along_lanes(
             let row = data.add(2 * pair * stride);
             [_mm512_maskz_loadu_ps(lanes, row), _mm512_maskz_loadu_ps(second, row.wrapping_add(stride))]
         };
-        let parts = three_parts(values.map(|values| _mm512_mul_ps(values, scale)));
-        leftover.add(parts);
-        for (vectors, part) in vectors.iter_mut().zip(parts) {
-            vectors[pair] = _mm512_permutexvar_epi16(interleave, part);
+        let parts = lines.split(values);
+        lines.put(pair, parts.map(|part| _mm512_permutexvar_epi16(interleave, part)));
+    }
+    lines.store(order != Order::Pairs, out)
+}
+
+/// The three tiles while they are filled line by line.
+struct Lines {
+    scale: __m512,
+    tiles: [Vectors; 3],
+    /// The bits that any value has in the second part, and in the third.
+    leftover: [__m512i; 2],
+}
+
+impl Lines {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn new(scale: f32) -> Self {
+        let zero = _mm512_setzero_si512();
+        Self { scale: _mm512_set1_ps(scale), tiles: [[zero; LANES]; 3], leftover: [zero; 2] }
+    }
+
+    /// The parts of `scale · values`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn split(&mut self, values: [__m512; 2]) -> [__m512i; 3] {
+        let parts = three_parts([_mm512_mul_ps(values[0], self.scale), _mm512_mul_ps(values[1], self.scale)]);
+        self.leftover = [_mm512_or_si512(self.leftover[0], parts[1]), _mm512_or_si512(self.leftover[1], parts[2])];
+        parts
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn put(&mut self, line: usize, parts: [__m512i; 3]) {
+        for (tile, part) in self.tiles.iter_mut().zip(parts) {
+            tile[line] = part;
         }
     }
-    for (tile, vectors) in out.0.iter_mut().zip(vectors) {
-        store(if order == Order::Pairs { vectors } else { transposed(vectors) }, tile);
+
+    /// Writes the tiles, `turned` into the other order, and returns how many, from the first on, are not all zero; a
+    /// negative zero counts.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn store(self, turned: bool, out: &mut Parts) -> usize {
+        for (tile, lines) in out.0.iter_mut().zip(self.tiles) {
+            store(if turned { transposed(lines) } else { lines }, tile);
+        }
+        let [second, third] = self.leftover;
+        if _mm512_test_epi32_mask(third, third) != 0 {
+            3
+        } else if _mm512_test_epi32_mask(second, second) != 0 {
+            2
+        } else {
+            1
+        }
     }
-    leftover.parts()
 }
 
 /// The three parts of 32 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 fn three_parts(values: [__m512; 2]) -> [__m512i; 3] {
-    let first = rounded(values);
+    let first = convert(values[0], values[1]);
     let left = left_over(values, first);
-    let second = rounded(left);
-    [first, second, rounded(left_over(left, second))]
-}
-
-/// `values` as bf16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-#[allow(unsafe_code)]
-fn rounded(values: [__m512; 2]) -> __m512i {
-    // SAFETY: both are 512 bits without invalid values.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(values[1], values[0])) }
+    let second = convert(left[0], left[1]);
+    let left = left_over(left, second);
+    [first, second, convert(left[0], left[1])]
 }
 
 /// `values` without what `part` has of them; exact.
@@ -205,22 +199,6 @@ fn left_over(values: [__m512; 2], part: __m512i) -> [__m512; 2] {
     let halves = [_mm512_castsi512_si256(part), _mm512_extracti64x4_epi64::<1>(part)];
     let wide = halves.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
     [_mm512_sub_ps(values[0], wide[0]), _mm512_sub_ps(values[1], wide[1])]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn mask(lanes: usize) -> u16 {
-    ((1u32 << lanes.min(LANES)) - 1) as u16
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-#[allow(unsafe_code)]
-fn store(vectors: [__m512i; LANES], tile: &mut Tile) {
-    for (line, vector) in tile.0.chunks_exact_mut(DEPTH).zip(vectors) {
-        // SAFETY: a line is one vector, aligned as its tile.
-        unsafe { _mm512_store_si512(line.as_mut_ptr().cast(), vector) };
-    }
 }
 
 #[cfg(test)]
