@@ -32,13 +32,34 @@ fn hash_name(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Value number `index` of the sequence that `key` names, uniform in `[0, 1)`: SplitMix64 (Steele et al. 2014) read at
-/// random access, for masks that are drawn in parallel and drawn again on the way back.
-pub(crate) fn uniform_at(key: u64, index: u64) -> f32 {
+/// Zeroes each of `values`, which are places `first` on of row `row`, with probability `p`, and multiplies the others by
+/// `1/(1 − p)`. What stays is a function of `key`, the row and the place, so masks are drawn in parallel, drawn again on the
+/// way back, and never stored. A row's key comes from SplitMix64 (Steele et al. 2014), a place's bits from the key by
+/// MurmurHash3's finaliser (Appleby 2011), which takes 32 bits and so vectorises.
+#[inline(always)]
+pub(crate) fn drop_values(key: u64, row: u64, first: u32, p: f32, values: &mut [f32]) {
+    const BITS: u32 = 24;
+    let row_key = split_mix(key, row);
+    let (low, high) = (row_key as u32, (row_key >> 32) as u32);
+    let dropped = (p * (1 << BITS) as f32).ceil() as u32;
+    let scale = 1.0 / (1.0 - p);
+    let mut place = first;
+    for value in values {
+        let mut bits = place.wrapping_mul(0x9e37_79b9).wrapping_add(low);
+        bits = (bits ^ (bits >> 16)).wrapping_mul(0x85eb_ca6b) ^ high;
+        bits = (bits ^ (bits >> 13)).wrapping_mul(0xc2b2_ae35);
+        bits = (bits ^ (bits >> 16)) >> (u32::BITS - BITS);
+        *value = if bits < dropped { 0.0 } else { *value * scale };
+        place = place.wrapping_add(1);
+    }
+}
+
+/// Value number `index` of the sequence that `key` names, read at random access.
+fn split_mix(key: u64, index: u64) -> u64 {
     let mut bits = key.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((bits ^ (bits >> 31)) >> 40) as f32 / (1 << 24) as f32
+    bits ^ (bits >> 31)
 }
 
 /// A sequence of random values.
@@ -103,6 +124,47 @@ mod tests {
         assert_eq!(draw(1, "init", 0), draw(1, "init", 0));
         let others = [draw(2, "init", 0), draw(1, "data", 0), draw(1, "init", 1)];
         assert!(others.iter().all(|other| *other != draw(1, "init", 0)));
+    }
+
+    /// How often two masks agree, and how often each keeps a value.
+    #[test]
+    fn masks_keep_the_rate_and_are_independent_of_their_neighbours() {
+        const COLS: usize = 1000;
+        const ROWS: u64 = 1000;
+        const P: f32 = 0.3;
+        let kept = |key: u64, row: u64| {
+            let mut values = [1.0; COLS];
+            drop_values(key, row, 0, P, &mut values);
+            values.map(|value| value != 0.0)
+        };
+        let share = |first: &dyn Fn(u64) -> [bool; COLS], second: &dyn Fn(u64) -> [bool; COLS], shift: usize| {
+            let both = |row| first(row)[shift..].iter().zip(second(row)).filter(|(a, b)| **a && *b).count();
+            (0..ROWS).map(both).sum::<usize>() as f64 / (ROWS * (COLS - shift) as u64) as f64
+        };
+        let own = |row| kept(7, row);
+        let (rate, independent) = (0.7, 0.49);
+        // Four standard deviations of a million draws.
+        assert!((share(&own, &own, 0) - rate).abs() < 0.002);
+        for (other, shift) in [
+            (&own as &dyn Fn(u64) -> [bool; COLS], 1),
+            (&own, 2),
+            (&own, 16),
+            (&|row| kept(7, row + 1), 0),
+            (&|row| kept(8, row), 0),
+        ] {
+            assert!((share(&own, other, shift) - independent).abs() < 0.003, "shift {shift}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_the_same_read_in_parts() {
+        let mut whole = [1.0; 70];
+        drop_values(1, 2, 5, 0.5, &mut whole);
+        let mut parts = [1.0; 70];
+        let (first, second) = parts.split_at_mut(33);
+        drop_values(1, 2, 5, 0.5, first);
+        drop_values(1, 2, 38, 0.5, second);
+        assert_eq!(whole, parts);
     }
 
     #[test]

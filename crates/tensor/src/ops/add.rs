@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::kernels::vectorised;
 use crate::ops::for_each_row_block;
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
@@ -39,9 +40,16 @@ impl Tape {
         let acc_node = acc.node();
         let mut y = acc.into_matrix(self.workspace());
         let cols = y.cols();
-        for row in y.data_mut()[rows.start * cols..rows.end * cols].chunks_exact_mut(cols) {
-            row.iter_mut().zip(bias.value().data()).for_each(|(out, bias)| *out += bias);
-        }
+        for_each_row_block(
+            &mut y.data_mut()[rows.start * cols..rows.end * cols],
+            cols,
+            #[inline(always)]
+            |_, rows| {
+                for row in rows.chunks_exact_mut(cols) {
+                    row.iter_mut().zip(bias.value().data()).for_each(|(out, bias)| *out += bias);
+                }
+            },
+        );
         let bias_node = bias.node();
         self.output(y, &[acc_node, bias_node], || AddBias { acc: acc_node, bias: bias_node, rows })
     }
@@ -71,9 +79,16 @@ impl Backward for AddBias {
             if beta == 0.0 {
                 sum.data_mut().fill(0.0);
             }
-            for row in gradient.data()[self.rows.start * cols..self.rows.end * cols].chunks_exact(cols) {
-                sum.data_mut().iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-            }
+            let rows = &gradient.data()[self.rows.start * cols..self.rows.end * cols];
+            let sum = sum.data_mut();
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(cols) {
+                        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                    }
+                },
+            );
         });
         flow.add(self.acc, gradient);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::ops::for_each_row_block;
-use crate::random::uniform_at;
+use crate::random::drop_values;
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
 
@@ -26,16 +26,14 @@ impl Tape {
 
 /// Multiplies by the mask, which is a function of the key and the place, and so never stored.
 fn apply(key: u64, p: f32, values: &mut Matrix) {
-    let scale = 1.0 / (1.0 - p);
     let cols = values.cols();
     for_each_row_block(
         values.data_mut(),
         cols,
         #[inline(always)]
         |first, rows| {
-            for (place, value) in rows.iter_mut().enumerate() {
-                let uniform = uniform_at(key, (first * cols + place) as u64);
-                *value *= if uniform < p { 0.0 } else { scale };
+            for (row, values) in rows.chunks_exact_mut(cols).enumerate() {
+                drop_values(key, (first + row) as u64, 0, p, values);
             }
         },
     );

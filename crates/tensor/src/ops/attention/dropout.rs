@@ -2,7 +2,8 @@
 //! is zeroed with probability `p`, the others are multiplied by `1/(1 − p)`. The mask is a function of a key and the weight's
 //! place, so it is never stored, and is the same on the way back.
 
-use crate::random::uniform_at;
+use crate::kernels::vectorised;
+use crate::random::drop_values;
 use crate::{Segments, Tape};
 
 use super::Attention;
@@ -53,11 +54,11 @@ impl Mask {
     /// counted, by the mask.
     pub(super) fn apply(&self, position: isize, head: usize, first: usize, weights: &mut [f32]) {
         let row = self.origin.saturating_add(position) as u64;
-        let place = ((row * self.heads as u64 + head as u64) << 32) + first as u64;
-        let scale = 1.0 / (1.0 - self.p);
-        for (key, weight) in weights.iter_mut().enumerate() {
-            *weight *= if uniform_at(self.key, place + key as u64) < self.p { 0.0 } else { scale };
-        }
+        let row = row.wrapping_mul(self.heads as u64).wrapping_add(head as u64);
+        vectorised(
+            #[inline(always)]
+            || drop_values(self.key, row, first as u32, self.p, weights),
+        );
     }
 }
 
