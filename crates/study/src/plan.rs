@@ -64,10 +64,11 @@ pub struct PlannedRow {
 }
 
 /// What a run does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Trains a method, and evaluates it.
+    #[default]
     Train,
     /// Evaluates the base.
     Base,
@@ -76,7 +77,7 @@ pub enum Kind {
 }
 
 /// One run: everything that its result depends on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
     /// The name of its files.
     pub id: String,

@@ -53,7 +53,7 @@ pub enum StudyEnding {
 }
 
 /// The runs of one row on one data set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RowRuns {
     /// The learning rate that the search chose; none where there is none to choose, or every candidate failed.
     pub learning_rate: Option<f64>,
@@ -73,8 +73,7 @@ impl RowRuns {
     /// # Errors
     /// [`StudyError::Changed`] where a result was made with other settings; files that cannot be read.
     pub fn read(study: &Path, plan: &Plan, task: &PlannedTask, row: &PlannedRow) -> Result<Self, StudyError> {
-        let mut runs =
-            Self { learning_rate: None, trials: Vec::new(), at_an_end: false, results: Vec::new(), missing: None };
+        let mut runs = Self::default();
         let search = (!row.learning_rates.is_empty())
             .then(|| RateSearch::new(&row.learning_rates, plan.search_extensions, task.metric.higher_is_better));
         if let (Some(search), Some(first)) = (&search, plan.seeds.first()) {

@@ -14,6 +14,7 @@ pub(super) fn markdown(report: &Report) -> String {
     text += &section("## Scores", std::slice::from_ref(&report.main), &report.plots);
     let mut more: Vec<Table> = Vec::new();
     more.extend(report.orders.iter().cloned());
+    more.extend(report.dimensions.iter().cloned());
     more.extend(report.differences.iter().cloned());
     for table in &more {
         text += &section(&format!("### {}", table.title), std::slice::from_ref(table), &[]);

@@ -1,6 +1,7 @@
 //! Reports: one page, Markdown, CSV, JSON and plots, made of a study's result files alone. The same files give the same
 //! bytes.
 
+mod dimensions;
 mod markdown;
 mod page;
 mod plots;
@@ -32,6 +33,7 @@ pub struct Report {
     main: Table,
     plots: Vec<Plot>,
     orders: Option<Table>,
+    dimensions: Option<Table>,
     differences: Option<Table>,
     published: Vec<Table>,
     cost: Table,
@@ -96,6 +98,7 @@ impl Report {
             main: tables::main(scores),
             plots: all,
             orders: tables::orders(scores),
+            dimensions: dimensions::table(scores, reference),
             differences: tables::differences(scores, reference),
             published: quoted.map(tables::published).collect(),
             cost: tables::cost(scores),

@@ -43,6 +43,7 @@ fn scores(report: &Report) -> String {
     let mut html = table(&report.main, false);
     html += &figures(&report.plots);
     html += &section_of(report.orders.as_slice(), &[]);
+    html += &section_of(report.dimensions.as_slice(), &[]);
     html + &section_of(report.differences.as_slice(), &[])
 }
 
