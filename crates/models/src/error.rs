@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::atomic::FileError;
 use crate::task::Task;
 
 /// An error of this crate. Problems of one kind are reported together.
@@ -201,6 +202,13 @@ pub enum TensorProblem {
         /// The shape it has.
         found: Vec<usize>,
     },
+}
+
+/// Models are only ever written.
+impl From<FileError> for ModelError {
+    fn from(FileError { path, source, .. }: FileError) -> Self {
+        Self::Write { path, source }
+    }
 }
 
 impl fmt::Display for TensorProblem {

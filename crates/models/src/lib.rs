@@ -2,6 +2,7 @@
 //! templates, generation, and saving. Only this crate knows Hugging Face's and GGUF's names and layouts.
 
 mod architectures;
+pub mod atomic;
 mod attending;
 mod beam_search;
 mod bitsandbytes;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use tunesmith_tensor::{FourBitOptions, FourBitWeight, FrozenWeight, Matrix, Role};
 
+use crate::atomic::write_new_folder;
 use crate::error::{ModelError, TensorProblem};
 use crate::generation_defaults::GenerationDefaults;
 use crate::json;
@@ -25,7 +26,7 @@ const WEIGHTS: &str = "model.safetensors";
 /// Writes `model` to `folder`, with the tensors in `replaced` (by Hugging Face name; a vector is `[1, n]`) in place of
 /// its own. A tied model whose token embedding and output embedding no longer agree is written untied.
 ///
-/// Everything is written to a folder beside the final one, forced to the disk and renamed; a failure leaves nothing.
+/// A failure leaves nothing.
 ///
 /// # Errors
 /// [`ModelError::Occupied`] if `folder` is not new or empty; [`ModelError::Tensors`] with every replaced tensor that the
@@ -97,13 +98,12 @@ fn save(
     }
 
     let failed = |source| ModelError::Write { path: folder.to_path_buf(), source };
-    let unfinished = Unfinished::beside(folder).map_err(failed)?;
-    for (name, bytes) in files {
-        write_file(&unfinished.path.join(name), |out| out.write_all(&bytes)).map_err(failed)?;
-    }
-    write_file(&unfinished.path.join(WEIGHTS), |out| write_safetensors(out, &tensors, format, four_bit.is_some()))
-        .map_err(failed)?;
-    unfinished.finish(folder).map_err(failed)?;
+    write_new_folder(folder, |unfinished| {
+        for (name, bytes) in files {
+            fs::write(unfinished.join(name), bytes).map_err(failed)?;
+        }
+        write_weights(&unfinished.join(WEIGHTS), &tensors, format, four_bit.is_some()).map_err(failed)
+    })?;
     Ok(errors)
 }
 
@@ -260,12 +260,8 @@ fn entries<'a>(tensors: &'a [Saved<'a>], format: NumberFormat, four_bit: bool) -
 }
 
 /// Writes tensors in the safetensors format, one converted row at a time.
-fn write_safetensors(
-    out: &mut dyn Write,
-    tensors: &[Saved<'_>],
-    format: NumberFormat,
-    four_bit: bool,
-) -> io::Result<()> {
+fn write_weights(file: &Path, tensors: &[Saved<'_>], format: NumberFormat, four_bit: bool) -> io::Result<()> {
+    let out = &mut BufWriter::new(File::create(file)?);
     let ordered = entries(tensors, format, four_bit);
     let mut offset = 0;
     let infos = ordered.iter().map(|entry| {
@@ -308,7 +304,7 @@ fn write_safetensors(
             }
         }
     }
-    Ok(())
+    out.flush()
 }
 
 fn write_row(out: &mut dyn Write, values: &[f32], format: NumberFormat, bytes: &mut Vec<u8>) -> io::Result<()> {
@@ -321,61 +317,10 @@ fn write_row(out: &mut dyn Write, values: &[f32], format: NumberFormat, bytes: &
     Ok(())
 }
 
-/// Writes a file and forces it to the disk.
-fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    write(&mut out)?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
 /// Whether nothing stands here, or an empty folder.
 fn is_free(folder: &Path) -> bool {
     let nothing = fs::symlink_metadata(folder).is_err();
     nothing || folder.read_dir().is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// A folder being written, removed when dropped unless it was finished.
-struct Unfinished {
-    path: PathBuf,
-}
-
-impl Unfinished {
-    fn beside(folder: &Path) -> io::Result<Self> {
-        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-        fs::create_dir_all(parent.unwrap_or(Path::new(".")))?;
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let path = folder.with_file_name(format!(".{name}.unfinished-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self { path })
-    }
-
-    /// Gives the folder its name.
-    fn finish(self, folder: &Path) -> io::Result<()> {
-        sync_folder(&self.path)?;
-        if folder.exists() {
-            fs::remove_dir(folder)?;
-        }
-        fs::rename(&self.path, folder)?;
-        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new(".")))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-#[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-/// Other systems cannot open folders as files and force renames to the disk themselves.
-#[cfg(not(unix))]
-fn sync_folder(_folder: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]
@@ -594,7 +539,7 @@ mod tests {
                 tensor("b", SavedValue::Replaced(&matrix)),
                 tensor("a", SavedValue::Own(FrozenWeight::vector(values.clone()))),
             ];
-            write_file(&folder.path().join(WEIGHTS), |out| write_safetensors(out, &tensors, format, false)).unwrap();
+            write_weights(&folder.path().join(WEIGHTS), &tensors, format, false).unwrap();
             let mut source = Safetensors::open(folder.path()).unwrap();
             prop_assert_eq!(source.format(), format);
             let rounded = |value: &f32| match format {

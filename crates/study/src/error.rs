@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use tunesmith_models::ModelError;
+use tunesmith_models::atomic::FileError;
 use tunesmith_train::TrainError;
 
 /// An error of this crate.
@@ -81,6 +82,12 @@ impl StudyError {
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<FileError> for StudyError {
+    fn from(FileError { action, path, source }: FileError) -> Self {
+        Self::Io { action, path, source }
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use tunesmith_models::atomic::write_file;
 use tunesmith_train::Sample;
-use tunesmith_train::atomic::write_file;
 
 use crate::StudyError;
 use crate::plan::RunSpec;

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tunesmith_models::atomic::write_file;
 use tunesmith_tensor::{Matrix, Seed};
-use tunesmith_train::atomic::write_file;
 use tunesmith_train::statistics::subspace_similarities;
 
 use crate::StudyError;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tunesmith_models::atomic::{remove_folder, remove_leftovers, write_folder};
 
 use crate::TrainError;
-use crate::atomic::{remove_folder, remove_leftovers, write_folder};
 use crate::optimizer::Optimizer;
 
 /// The optimiser's state within a checkpoint.

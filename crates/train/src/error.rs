@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tunesmith_methods::MethodError;
 use tunesmith_models::ModelError;
+use tunesmith_models::atomic::FileError;
 
 use crate::checkpoint::Difference;
 use crate::data::DataProblem;
@@ -242,6 +243,12 @@ impl TrainError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<FileError> for TrainError {
+    fn from(FileError { action, path, source }: FileError) -> Self {
+        Self::Io { action, path, source }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Training: data, batches, optimisers, schedules, checkpoints, metrics, and the loop.
 
 mod arguments;
-pub mod atomic;
 mod batch;
 mod batches;
 mod checkpoint;

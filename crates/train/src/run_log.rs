@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tunesmith_models::atomic::write_file;
 
 use crate::TrainError;
-use crate::atomic::write_file;
 use crate::evaluate::Evaluation;
 
 /// A line about training: what happened since the line before it.
