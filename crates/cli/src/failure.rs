@@ -67,6 +67,17 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code).unwrap_or(FAILED)
 }
 
+/// An error with all its causes. Errors of libraries name their cause and are followed by it, too; it is said once.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
 /// Whether the reader of the output has gone away, as `head` does: no failure of ours.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
@@ -75,7 +86,10 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use anyhow::Context;
+    use tunesmith_models::ModelError;
 
     use super::*;
 
@@ -88,5 +102,21 @@ mod tests {
         assert_eq!(code(Interrupted("stopped".into()).into()), 130);
         assert_eq!(code(MethodError::NotMergeable.into()), 1);
         assert_eq!(code(io::Error::other("disk").into()), 1);
+    }
+
+    #[test]
+    fn the_reason_of_a_failure_is_told_once() {
+        let full = || io::Error::other("the disk is full");
+        let path = PathBuf::from("log.jsonl");
+        let write = TrainError::Io { action: "write", path: path.clone(), source: full() };
+        let read = StudyError::Train(ModelError::Read { path, source: full() }.into());
+        for (error, expected) in [
+            (write.into(), "while training: cannot write log.jsonl: the disk is full"),
+            (read.into(), "while training: cannot read log.jsonl: the disk is full"),
+            (full().into(), "while training: the disk is full"),
+            (anyhow::Error::from(full()).context("the log"), "while training: the log: the disk is full"),
+        ] {
+            assert_eq!(told(&anyhow::Error::context(error, "while training")), expected);
+        }
     }
 }

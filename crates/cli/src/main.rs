@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(format_args!("error: {error:#}"));
+            terminal::note(format_args!("error: {}", failure::told(&error)));
             ExitCode::from(failure::exit_code(&error))
         }
     }

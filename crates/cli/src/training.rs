@@ -21,7 +21,7 @@ use tunesmith_train::{
 
 use crate::base::{Base, Bases};
 use crate::config::{RunConfig, text_metrics};
-use crate::failure::Misuse;
+use crate::failure::{Misuse, told};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Reading};
 use crate::rank_choice::{ChosenRank, measure_ranks};
@@ -392,7 +392,7 @@ impl Observer for Watcher<'_> {
     fn on_start(&mut self, state: &TrainerState) {
         self.progress = Progress::new(state.max_steps, state.global_step);
         if let Err(error) = write_config(self.config) {
-            self.progress.note(&format!("warning: {error:#}"));
+            self.progress.note(&format!("warning: {}", told(&error)));
         }
     }
 

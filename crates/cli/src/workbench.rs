@@ -22,7 +22,7 @@ use tunesmith_train::{
 
 use crate::base::Bases;
 use crate::config::{RunConfig, Written};
-use crate::failure::{Interrupted, Misuse};
+use crate::failure::{Interrupted, Misuse, told};
 use crate::interrupt::Interrupt;
 use crate::terminal;
 use crate::training::{Detail, Training, Watcher, load_options};
@@ -241,7 +241,7 @@ const HELD_OUT: &str = "validation";
 
 impl Workbench for Bench {
     fn problems(&mut self, spec: &RunSpec) -> Vec<String> {
-        self.rehearse(spec).unwrap_or_else(|error| vec![format!("{error:#}")])
+        self.rehearse(spec).unwrap_or_else(|error| vec![told(&error)])
     }
 
     fn run(&mut self, spec: &RunSpec) -> Result<Measured, RunFailure> {
@@ -263,7 +263,7 @@ impl Workbench for Bench {
                 let method = cause.downcast_ref::<MethodError>();
                 train || method.is_some_and(|error| !matches!(error, MethodError::Io { .. }))
             });
-            if would_fail_again { RunFailure::Failed(format!("{error:#}")) } else { RunFailure::Ended(error.into()) }
+            if would_fail_again { RunFailure::Failed(told(&error)) } else { RunFailure::Ended(error.into()) }
         })
     }
 
