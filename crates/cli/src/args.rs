@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use tunesmith_tensor::Precision;
 
 use crate::commands::IntrinsicDimensionArgs;
+use crate::generate_args::{GENERATE_EXAMPLES, GenerateArgs};
 use crate::quantization::QuantizationArgs;
 use crate::serve_args::{SERVE_EXAMPLES, ServeArgs};
+use crate::study_args::{
+    COMPARE_EXAMPLES, ICL_EXAMPLES, REPORT_EXAMPLES, ReportArgs, STUDY_EXAMPLES, SWEEP_EXAMPLES, StudyArgs,
+    StudyFileArgs,
+};
 
 /// Fine-tunes language models by training a few small parts on a frozen base.
 #[derive(Debug, Parser)]
@@ -116,16 +121,6 @@ A small run.yaml:
     lora_alpha: 16
     target_modules: all-linear";
 
-const GENERATE_EXAMPLES: &str = "\
-Examples:
-  tunesmith generate -m smollm2-135m-instruct 'The capital of France is'
-  tunesmith generate -m smollm2-135m-instruct --chat                     a conversation
-  tunesmith generate -m smollm2-135m-instruct --chat 'Who are you?'      one answer
-  tunesmith generate -a runs/first --temperature 0.8 --top-p 0.95 'Once upon a time'
-  tunesmith generate -a runs/first --prompts-file prompts.txt            a prompt a line, one batch
-  tunesmith generate -a runs/first --num-beams 4 --no-repeat-ngram-size 3 'name : Blue Spice'
-  echo 'Dear' | tunesmith generate -m smollm2-135m-instruct";
-
 const EVALUATE_EXAMPLES: &str = "\
 Examples:
   tunesmith evaluate --config run.yaml -a runs/first                     its validation_file
@@ -154,74 +149,6 @@ Examples:
   tunesmith inspect smollm2-135m-instruct          modules that can be tuned, and sizes
   tunesmith inspect runs/first                     an adapter: its method and tensors
   tunesmith inspect runs/first/checkpoint-500      where a run stands";
-
-const COMPARE_EXAMPLES: &str = "\
-Examples:
-  tunesmith compare study.yaml                     stop it at any time: the same command goes on
-  tunesmith compare study.yaml --smoke             a few updates of everything, to see that it works
-  tunesmith compare study.yaml 'seeds=[1,2,3]' run.model_name_or_path=smollm2-135m-instruct
-
-A small study.yaml:
-  output_dir: studies/first
-  metric: accuracy
-  seeds: [1, 2, 3]
-  learning_rates: [3e-4, 1e-3, 3e-3]       # tried with the first seed, on the held-out set
-  train_tokens: 200000                     # the same for every method
-  test_file: dev.tsv                       # what the table's numbers are measured on
-  run:                                     # keys of `tunesmith train`
-    model_name_or_path: minilm-l6
-    task_type: SEQ_CLS
-    text_column: sentence
-    train_file: train.tsv
-    validation_split_percentage: 10
-  methods:
-    base: {base: true}
-    full fine-tuning: {peft: {peft_type: FULL}, learning_rates: [3e-5, 1e-4, 3e-4]}
-    LoRA: {peft: {peft_type: LORA, r: 8, lora_alpha: 16}}
-    BitFit: {peft: {peft_type: BITFIT}}";
-
-const SWEEP_EXAMPLES: &str = "\
-Examples:
-  tunesmith sweep study.yaml
-  tunesmith sweep study.yaml 'vary={peft.r: [1, 4, 16], learning_rate: [1e-4, 1e-3]}'
-  tunesmith sweep study.yaml draws=20 'vary.learning_rate={from: 1e-5, to: 1e-2, scale: log}'
-
-The file is that of `tunesmith compare`, with `vary:` in place of, or beside, `methods:`.";
-
-const ICL_EXAMPLES: &str = "\
-Examples:
-  tunesmith icl study.yaml
-  tunesmith icl study.yaml 'vary={icl.demonstrations: [0, 4, 16], icl.scoring: [likelihood, calibrated]}'
-
-A small study.yaml:
-  output_dir: studies/icl
-  metric: accuracy
-  seeds: [1, 2, 3]                         # each draws demonstrations of its own
-  test_file: dev.tsv
-  run:
-    model_name_or_path: smollm2-135m-instruct
-    train_file: train.tsv
-    max_eval_samples: 200
-    icl:
-      template: \"Review: {sentence}\\nSentiment:{answer}\"
-      answer_column: label
-      answers: {'0': ' negative', '1': ' positive'}
-      orders: 3
-  vary:
-    icl.demonstrations: [0, 2, 8]
-    icl.demonstration_labels: [gold, random]";
-
-const STUDY_EXAMPLES: &str = "\
-Examples:
-  tunesmith study list
-  tunesmith study lora-rank data_dir=FOLDER        FOLDER holds mrpc/, rte/ and sst2/ of GLUE, e2e/, stsb/
-  tunesmith study lora-rank data_dir=FOLDER --smoke
-  tunesmith study lora-rank --print > mine.yaml    to change it, and run it with `tunesmith compare mine.yaml`";
-
-const REPORT_EXAMPLES: &str = "\
-Examples:
-  tunesmith report studies/lora-rank               writes studies/lora-rank/report/index.html and what belongs to it
-  tunesmith report studies/lora-rank -o pages";
 
 const INTRINSIC_DIMENSION_EXAMPLES: &str = "\
 Examples:
@@ -277,50 +204,6 @@ pub(crate) struct TrainArgs {
     pub(crate) overwrite: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct StudyFileArgs {
-    /// The study's configuration, a YAML file
-    #[arg(value_name = "CONFIG.yaml")]
-    pub(crate) config: PathBuf,
-    #[command(flatten)]
-    pub(crate) options: StudyOptions,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct StudyArgs {
-    /// A study's name, or list
-    pub(crate) name: String,
-    /// Print its configuration
-    #[arg(long)]
-    pub(crate) print: bool,
-    #[command(flatten)]
-    pub(crate) options: StudyOptions,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ReportArgs {
-    /// The study's folder, its output_dir
-    #[arg(value_name = "DIR")]
-    pub(crate) study: PathBuf,
-    /// Where the report goes [default: report, within the study's folder]
-    #[arg(short, long, value_name = "FOLDER")]
-    pub(crate) output: Option<PathBuf>,
-}
-
-/// How a study is run.
-#[derive(Debug, Args)]
-pub(crate) struct StudyOptions {
-    /// Values in place of the file's, such as run.max_steps=50
-    #[arg(value_name = "KEY=VALUE")]
-    pub(crate) overrides: Vec<String>,
-    /// A few examples and updates of every run, to see that everything works
-    #[arg(long)]
-    pub(crate) smoke: bool,
-    /// Run again what failed
-    #[arg(long, alias = "retry_failed")]
-    pub(crate) retry_failed: bool,
-}
-
 /// The model that a command works with.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
@@ -352,85 +235,6 @@ impl PrecisionArgs {
     pub(crate) fn precision(self) -> Precision {
         self.precision.map_or_else(Precision::detect, Precision::from)
     }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct GenerateArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    #[command(flatten)]
-    pub(crate) arithmetic: PrecisionArgs,
-    /// Texts to continue; without one, standard input is read
-    #[arg(value_name = "PROMPT")]
-    pub(crate) prompts: Vec<String>,
-    /// A file with a prompt a line
-    #[arg(long, alias = "prompts_file", value_name = "FILE", conflicts_with = "prompts")]
-    pub(crate) prompts_file: Option<PathBuf>,
-    /// Take prompts as a user's messages, through the model's chat template; without a prompt, a conversation
-    #[arg(long)]
-    pub(crate) chat: bool,
-    /// The system message of --chat
-    #[arg(long, value_name = "TEXT", requires = "chat")]
-    pub(crate) system: Option<String>,
-    /// Write a JSON object a prompt: prompt, text, finish_reason
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) sampling: SamplingArgs,
-}
-
-/// How tokens are chosen, with the names of Hugging Face's `generate`.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Sampling")]
-pub(crate) struct SamplingArgs {
-    /// New tokens, at most
-    #[arg(long, alias = "max_new_tokens", value_name = "N", default_value_t = 128)]
-    pub(crate) max_new_tokens: usize,
-    /// Divides the logits; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub(crate) temperature: f32,
-    /// Choose among the K likeliest tokens; 0 among all
-    #[arg(long, alias = "top_k", value_name = "K", default_value_t = 0)]
-    pub(crate) top_k: usize,
-    /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, alias = "top_p", value_name = "P", default_value_t = 1.0)]
-    pub(crate) top_p: f32,
-    /// Choose among tokens at least this fraction as likely as the likeliest
-    #[arg(long, alias = "min_p", value_name = "P", default_value_t = 0.0)]
-    pub(crate) min_p: f32,
-    /// Makes tokens that have occurred less likely; 1 is off
-    #[arg(long, alias = "repetition_penalty", value_name = "FACTOR", default_value_t = 1.0)]
-    pub(crate) repetition_penalty: f32,
-    /// Never repeats a run of this many tokens; 0 is off
-    #[arg(long, alias = "no_repeat_ngram_size", value_name = "N", default_value_t = 0)]
-    pub(crate) no_repeat_ngram_size: usize,
-    /// Search for the likeliest text with this many beams, instead of taking token after token
-    #[arg(long, alias = "num_beams", value_name = "N", default_value_t = 1)]
-    pub(crate) num_beams: usize,
-    /// With beams: above 0 favours long texts, below 0 short ones
-    #[arg(long, alias = "length_penalty", value_name = "X", default_value_t = 1.0, allow_hyphen_values = true)]
-    pub(crate) length_penalty: f64,
-    /// With beams: whether to stop at as many finished texts as beams (true), when a better one is unlikely (false), or
-    /// when there can be none (never)
-    #[arg(long, alias = "early_stopping", value_name = "WHEN", default_value = "false")]
-    pub(crate) early_stopping: EarlyStoppingArg,
-    /// Texts for each prompt: the best of the beams, or so many draws
-    #[arg(long, alias = "num_return_sequences", value_name = "N", default_value_t = 1)]
-    pub(crate) num_return_sequences: usize,
-    /// Stop where this text appears; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) stop: Vec<String>,
-    /// The same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    pub(crate) seed: u64,
-}
-
-/// Hugging Face's values of `early_stopping`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EarlyStoppingArg {
-    True,
-    False,
-    Never,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! `tunesmith compare`: compares methods on one model and data.
 
-use crate::args::StudyFileArgs;
 use crate::commands::study::{read_study, run_file};
 use crate::failure::Misuse;
+use crate::study_args::StudyFileArgs;
 
 pub(crate) fn run(args: &StudyFileArgs) -> anyhow::Result<()> {
     let (origin, file) = read_study(&args.config, &args.options)?;

@@ -12,9 +12,9 @@ use tunesmith_models::{
 };
 use tunesmith_tensor::{Seed, Workspace};
 
-use crate::args::{EarlyStoppingArg, GenerateArgs, SamplingArgs};
 use crate::base::{Base, tuners};
 use crate::failure::Misuse;
+use crate::generate_args::{EarlyStoppingArg, GenerateArgs, SamplingArgs};
 use crate::terminal;
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
 //! `tunesmith icl`: measures in-context learning.
 
-use crate::args::StudyFileArgs;
 use crate::commands::study::{read_study, run_file};
 use crate::failure::Misuse;
+use crate::study_args::StudyFileArgs;
 
 pub(crate) fn run(args: &StudyFileArgs) -> anyhow::Result<()> {
     let (origin, mut file) = read_study(&args.config, &args.options)?;

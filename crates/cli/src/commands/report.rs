@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use tunesmith_study::{REPORT_FOLDER, Report};
 
-use crate::args::ReportArgs;
+use crate::study_args::ReportArgs;
 
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let report = Report::of(&args.study)?;

@@ -11,9 +11,9 @@ use tunesmith_study::{
 };
 use tunesmith_train::nearest;
 
-use crate::args::{StudyArgs, StudyOptions};
 use crate::config::Written;
 use crate::failure::Misuse;
+use crate::study_args::{StudyArgs, StudyOptions};
 use crate::subspaces;
 use crate::terminal;
 use crate::workbench::Bench;

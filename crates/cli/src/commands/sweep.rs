@@ -1,8 +1,8 @@
 //! `tunesmith sweep`: runs over the values of keys.
 
-use crate::args::StudyFileArgs;
 use crate::commands::study::{read_study, run_file};
 use crate::failure::Misuse;
+use crate::study_args::StudyFileArgs;
 
 pub(crate) fn run(args: &StudyFileArgs) -> anyhow::Result<()> {
     let (origin, file) = read_study(&args.config, &args.options)?;
