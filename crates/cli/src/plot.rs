@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
-use plotters::coord::Shift;
-use plotters::prelude::*;
+use anyhow::Context;
+use tunesmith_study::plot::{Chart, Series, Spacing, Style, smoothed};
 use tunesmith_train::{LogLine, read_log};
 
 /// Losses by step.
@@ -16,11 +15,6 @@ pub(crate) struct LossCurve {
     /// Loss on the validation file.
     pub(crate) eval: Vec<(u64, f64)>,
 }
-
-pub(crate) const SIZE: (u32, u32) = (880, 520);
-pub(crate) const INK: RGBColor = RGBColor(60, 60, 60);
-pub(crate) const TRAIN: RGBColor = RGBColor(66, 113, 184);
-pub(crate) const EVAL: RGBColor = RGBColor(208, 96, 32);
 
 impl LossCurve {
     /// The curve in a run's log.
@@ -43,72 +37,26 @@ impl LossCurve {
         if self.train.is_empty() && self.eval.is_empty() {
             return Ok(());
         }
-        let mut svg = String::new();
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        self.draw(&area, title).map_err(|error| anyhow!("cannot draw the loss curve: {error}"))?;
-        drop(area);
-        fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))
+        fs::write(path, self.chart(title).file()).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn draw(
-        &self,
-        area: &DrawingArea<SVGBackend<'_>, Shift>,
-        title: &str,
-    ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-        area.fill(&WHITE)?;
-        let points = || self.train.iter().chain(&self.eval);
-        let last = points().map(|(step, _)| *step).max().unwrap_or(0).max(1);
-        let low = points().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
-        let high = points().map(|(_, loss)| *loss).fold(f64::NEG_INFINITY, f64::max);
-        let margin = (0.06 * (high - low)).max(1e-3);
-        let mut chart = ChartBuilder::on(area)
-            .caption(title, ("sans-serif", 20).into_font().color(&INK))
-            .margin(14)
-            .x_label_area_size(44)
-            .y_label_area_size(62)
-            .build_cartesian_2d(0.0..last as f64 * 1.01, (low - margin).max(0.0)..high + margin)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.5))
-            .label_style(("sans-serif", 14).into_font().color(&INK))
-            .axis_desc_style(("sans-serif", 15).into_font().color(&INK))
-            .x_desc("step")
-            .y_desc("loss a token")
-            .x_label_formatter(&|step| format!("{step:.0}"))
-            .draw()?;
-        let float = |points: &[(u64, f64)]| -> Vec<(f64, f64)> {
-            points.iter().map(|(step, loss)| (*step as f64, *loss)).collect()
-        };
+    fn chart(&self, title: &str) -> Chart {
         let reach = reach(self.train.len());
-        let raw = TRAIN.mix(if reach == 0 { 1.0 } else { 0.35 });
-        if !self.train.is_empty() {
-            chart
-                .draw_series(LineSeries::new(float(&self.train), raw.stroke_width(if reach == 0 { 2 } else { 1 })))?
-                .label("training")
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], raw.stroke_width(2)));
-        }
+        let raw = if reach == 0 { Style::Line } else { Style::Faint };
+        let mut series = vec![Series::new("training", raw, smoothed(&self.train, 0))];
         if reach > 0 {
-            chart
-                .draw_series(LineSeries::new(float(&smoothed(&self.train, reach)), TRAIN.stroke_width(3)))?
-                .label(format!("training, mean of {} points", 2 * reach + 1))
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], TRAIN.stroke_width(3)));
+            let name = format!("training, mean of {} points", 2 * reach + 1);
+            series.push(Series::new(&name, Style::Line, smoothed(&self.train, reach)));
         }
-        if !self.eval.is_empty() {
-            chart
-                .draw_series(LineSeries::new(float(&self.eval), EVAL.stroke_width(2)).point_size(4))?
-                .label("validation")
-                .legend(|(x, y)| Circle::new((x + 11, y), 4, EVAL.filled()));
+        series.push(Series::new("validation", Style::Bars, smoothed(&self.eval, 0)));
+        series.retain(|series| !series.points.is_empty());
+        Chart {
+            title: title.to_owned(),
+            x: "step".to_owned(),
+            y: "loss a token".to_owned(),
+            x_spacing: Spacing::Even,
+            series,
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(INK.mix(0.25))
-            .label_font(("sans-serif", 14).into_font().color(&INK))
-            .draw()?;
-        area.present()
     }
 
     /// The training loss as a line of at most `width` blocks between its first and last values.
@@ -136,17 +84,6 @@ impl LossCurve {
 /// Neighbours on each side that are averaged; none where there are too few points.
 fn reach(points: usize) -> usize {
     if points < 12 { 0 } else { (points / 24).clamp(1, 50) }
-}
-
-/// Each loss averaged with up to `reach` neighbours on each side.
-fn smoothed(points: &[(u64, f64)], reach: usize) -> Vec<(u64, f64)> {
-    let mean = |(index, (step, _)): (usize, &(u64, f64))| {
-        // As many on the left as on the right, so that the ends are not shifted.
-        let reach = reach.min(index).min(points.len() - 1 - index);
-        let near = &points[index - reach..=index + reach];
-        (*step, near.iter().map(|(_, loss)| loss).sum::<f64>() / near.len() as f64)
-    };
-    points.iter().enumerate().map(mean).collect()
 }
 
 #[cfg(test)]
@@ -181,8 +118,8 @@ mod tests {
         for part in ["loss of a run", "step", "loss a token", "training, mean of 5 points", "validation", "polyline"] {
             assert!(svg.contains(part), "no {part:?}");
         }
-        // A curve and its mark in the legend, each.
-        assert_eq!(svg.matches("stroke=\"#4271B8\" stroke-width=\"3\"").count(), 2, "{svg}");
+        // Losses, their means, validation; its two points, and the sign before its name.
+        assert_eq!((svg.matches("<polyline").count(), svg.matches("<polygon").count()), (3, 3), "{svg}");
     }
 
     #[test]
@@ -193,14 +130,6 @@ mod tests {
         assert!(!path.exists());
         LossCurve { train: vec![(1, 2.0)], eval: Vec::new() }.write_svg(&path, "").unwrap();
         assert!(path.exists());
-    }
-
-    #[test]
-    fn smoothing_keeps_ends_and_straight_lines() {
-        let line: Vec<(u64, f64)> = (0..20).map(|step| (step, 10.0 - step as f64)).collect();
-        assert_eq!(smoothed(&line, 3), line);
-        let spike = [(0, 0.0), (1, 3.0), (2, 0.0)];
-        assert_eq!(smoothed(&spike, 1), [(0, 0.0), (1, 1.0), (2, 0.0)]);
     }
 
     #[test]

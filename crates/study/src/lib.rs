@@ -9,7 +9,7 @@ mod file;
 mod icl;
 mod log;
 mod plan;
-mod plot;
+pub mod plot;
 pub mod published;
 mod report;
 mod result;

@@ -2,8 +2,10 @@
 
 /// How an axis is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spacing {
+pub enum Spacing {
+    /// Equal steps are differences.
     Even,
+    /// Equal steps are factors; what is not positive has no place.
     Log,
 }
 

@@ -4,13 +4,16 @@ mod axis;
 mod chart;
 mod heat;
 mod png;
+mod smoothing;
 mod strip;
 mod svg;
 
-pub(crate) use axis::{Spacing, si};
-pub(crate) use chart::{Chart, Point, Series, Style};
+pub use axis::Spacing;
+pub(crate) use axis::si;
+pub use chart::{Chart, Point, Series, Style};
 pub(crate) use heat::Heat;
 pub(crate) use png::png;
+pub use smoothing::smoothed;
 pub(crate) use strip::Strip;
 pub(crate) use svg::Theme;
 pub(crate) use svg::escaped;
@@ -84,6 +87,23 @@ mod tests {
             assert_eq!(pixels, png(&plot.name, &paper).unwrap());
             assert!(pixels.starts_with(b"\x89PNG") && pixels.len() > 2000, "{}", pixels.len());
         }
+    }
+
+    #[test]
+    fn a_plot_that_stands_alone_shows_its_title() {
+        let points = || [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)];
+        let styles = [Style::Line, Style::Faint, Style::Signs];
+        let chart = Chart {
+            title: "loss".to_owned(),
+            x: "step".to_owned(),
+            y: "nats".to_owned(),
+            x_spacing: Spacing::Even,
+            series: styles.map(|style| Series::new("series", style, points())).to_vec(),
+        };
+        let file = chart.file();
+        assert!(file.contains(">loss</text>") && !chart.svg(Theme::Paper).contains(">loss</text>"));
+        // Two lines; the signs are those of the third series and of its name.
+        assert_eq!((file.matches("<polyline").count(), file.matches("<polygon").count()), (2, 4), "{file}");
     }
 
     #[test]

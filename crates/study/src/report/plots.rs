@@ -4,7 +4,7 @@ use tunesmith_train::statistics::{Summary, quantile};
 
 use super::scores::{Column, Row, Scores, factor, scaled, unit};
 use crate::plan::{Kind, slug};
-use crate::plot::{Chart, Figure, Heat, Plot, Point, Series, Spacing, Strip, Style, si};
+use crate::plot::{Chart, Figure, Heat, Plot, Point, Series, Spacing, Strip, Style, si, smoothed};
 use crate::result::RunResult;
 use crate::similarity::Similarity;
 
@@ -144,7 +144,7 @@ pub(super) fn curves(scores: &Scores) -> Vec<Plot> {
         let losses = |result: &RunResult| -> Vec<(f64, f64)> {
             let run = result.measured();
             let train = run.map(|run| run.curve.train.clone()).unwrap_or_default();
-            smoothed(&train)
+            smoothed(&train, train.len() / 20)
         };
         let held_out = |result: &RunResult| -> Vec<(f64, f64)> {
             let points = result.measured().map(|run| run.curve.evaluations.clone()).unwrap_or_default();
@@ -159,9 +159,7 @@ pub(super) fn curves(scores: &Scores) -> Vec<Plot> {
         for (name, y, points) in kinds {
             let series = scores.rows.iter().filter_map(|row| {
                 let points = points(&first(row)?);
-                let point = |(x, y): &(f64, f64)| Point { x: *x, y: *y, span: None, title: String::new() };
-                let points: Vec<Point> = points.iter().map(point).collect();
-                (points.len() > 1).then(|| Series { name: row.name.clone(), points, style: Style::Line })
+                (points.len() > 1).then(|| Series::new(&row.name, Style::Line, points))
             });
             let series: Vec<Series> = series.take(MOST_SERIES).collect();
             if series.is_empty() {
@@ -181,17 +179,6 @@ pub(super) fn curves(scores: &Scores) -> Vec<Plot> {
         }
     }
     plots
-}
-
-/// Averages over neighbours, so that lines of several runs can be followed.
-fn smoothed(points: &[(u64, f64)]) -> Vec<(f64, f64)> {
-    let reach = points.len() / 20;
-    let mean = |place: usize| {
-        let reach = reach.min(place).min(points.len() - 1 - place);
-        let near = &points[place - reach..=place + reach];
-        near.iter().map(|(_, loss)| loss).sum::<f64>() / near.len() as f64
-    };
-    points.iter().enumerate().map(|(place, (tokens, _))| (*tokens as f64, mean(place))).collect()
 }
 
 /// Subspaces that two runs' adapters share.
