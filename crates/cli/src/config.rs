@@ -241,7 +241,7 @@ impl Written {
         let best = arguments.metric_for_best_model;
         let measured = METRICS.iter().filter(|metric| !metric.needs_texts()).chain(metrics.iter().copied());
         // What else a task measures is known once its labels are.
-        let is_of_texts = matches!(task.task(), Ok(Task::CausalLm | Task::Seq2SeqLm));
+        let is_of_texts = task.task().is_ok_and(Task::is_of_texts);
         let no_best = is_of_texts && !measured.flat_map(|metric| metric.values).any(|value| *value == best);
         let best_reason = format!("an evaluation measures {} only if metrics names it", best.key);
         let ratio = run.loraplus_lr_ratio;

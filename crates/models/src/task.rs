@@ -37,6 +37,11 @@ impl Task {
         }
     }
 
+    /// Whether its answers are texts, which the model generates, and not what a head says.
+    pub fn is_of_texts(self) -> bool {
+        matches!(self, Self::CausalLm | Self::Seq2SeqLm)
+    }
+
     /// The task of a class of transformers, such as `BertForSequenceClassification`.
     pub(crate) fn of_class(class: &str) -> Option<Self> {
         let ends = [

@@ -34,7 +34,7 @@ impl BaseModel {
 
     /// Whether it writes texts.
     pub fn generates(&self) -> bool {
-        matches!(self.task(), Task::CausalLm | Task::Seq2SeqLm)
+        self.task().is_of_texts()
     }
 
     /// Whether an encoder reads the prompt.

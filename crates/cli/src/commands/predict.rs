@@ -5,7 +5,6 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tunesmith_models::Task;
 use tunesmith_train::{BatchLimit, Prediction, TaskContext, TaskValidation, read_task_rows, task_dataset};
 
 use crate::args::PredictArgs;
@@ -22,7 +21,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let written = Written::command_line(&args.overrides)?.over(file.map(|file| file.options()).unwrap_or_default());
     let (data, options) = written.build_data_options()?;
     let task = options.task()?;
-    if matches!(task, Task::CausalLm | Task::Seq2SeqLm) {
+    if task.is_of_texts() {
         return Err(Misuse(format!(
             "predictions need a head for a task, but this is {}: `tunesmith generate` writes texts",
             task.name()

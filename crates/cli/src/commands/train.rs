@@ -57,7 +57,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     results.extend(chosen.iter().flat_map(rank_results));
     let text = format!("{:#}\n", Value::Object(results));
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    summarise(&report, &curve, chosen.as_ref(), &output).context("cannot write to standard output")
+    let is_of_texts = training.config.task.task()?.is_of_texts();
+    summarise(&report, &curve, chosen.as_ref(), &output, is_of_texts).context("cannot write to standard output")
 }
 
 /// An earlier run's results are not written over by accident.
@@ -122,7 +123,13 @@ fn rank_results(chosen: &ChosenRank) -> [(String, Value); 4] {
     ]
 }
 
-fn summarise(report: &Report, curve: &LossCurve, chosen: Option<&ChosenRank>, output: &Path) -> io::Result<()> {
+fn summarise(
+    report: &Report,
+    curve: &LossCurve,
+    chosen: Option<&ChosenRank>,
+    output: &Path,
+    is_of_texts: bool,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if report.train_tokens == 0 {
         writeln!(out, "the run was finished already, after {} steps", report.state.global_step)?;
@@ -149,7 +156,12 @@ fn summarise(report: &Report, curve: &LossCurve, chosen: Option<&ChosenRank>, ou
         writeln!(out, "rank        {rank}, the smallest within {} % of the best", 100.0 * tolerance)?;
     }
     writeln!(out, "adapter     {}", output.display())?;
-    writeln!(out, "try it      tunesmith generate -a {} 'PROMPT'", quoted(&output.to_string_lossy()))
+    let adapter = quoted(&output.to_string_lossy());
+    if is_of_texts {
+        writeln!(out, "try it      tunesmith generate -a {adapter} 'PROMPT'")
+    } else {
+        writeln!(out, "try it      tunesmith predict -a {adapter} --data FILE")
+    }
 }
 
 fn resume_command(args: &TrainArgs) -> String {

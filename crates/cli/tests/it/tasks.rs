@@ -148,7 +148,8 @@ fn classes_of_pairs_are_learned_named_and_predicted() {
     };
     let keys = "task_type: SEQ_CLS\ntext_column: first\ntext_pair_column: second\nlabel_column: kind\n";
     let scene = scene(keys, &file(40, 0), &file(10, 3));
-    scene.run(&["train", "run.yaml"]).succeeds();
+    let trained = scene.run(&["train", "run.yaml"]);
+    assert!(trained.succeeds().contains("tunesmith predict -a out --data FILE"), "{}", trained.out);
     let names = serde_json::from_str::<Value>(&scene.read("out/task.json")).unwrap();
     assert_eq!(names["task"]["label_names"], serde_json::json!(["much a", "much b"]));
     let evaluated = scene.run(&["evaluate", "-a", "out", "--data", "valid.jsonl"]);
