@@ -106,6 +106,7 @@ Examples:
   tunesmith train run.yaml
   tunesmith train run.yaml learning_rate=1e-4 peft.r=16 output_dir=runs/r16
   tunesmith train run.yaml --resume        go on after Ctrl-C or a crash, bit for bit
+  tunesmith train run.yaml peft=null adapter_name_or_path=runs/first output_dir=runs/second     go on with an adapter
 
 A small run.yaml:
   model_name_or_path: smollm2-135m-instruct

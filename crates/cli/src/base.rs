@@ -23,36 +23,21 @@ pub(crate) struct Base {
     pub(crate) pretrained: Pretrained,
 }
 
-/// Bases that several runs of a process share.
+/// The base that runs of a process share for as long as they ask for the same one. Only one is kept, so that what a run
+/// takes of the machine's memory is its own.
 #[derive(Default)]
-pub(crate) struct Bases(Vec<(LoadOptions, Arc<Base>)>);
+pub(crate) struct SharedBase(Option<(LoadOptions, Arc<Base>)>);
 
-/// Values of the models that are kept in memory for runs to come, at most; the latest one is kept in any case.
-const KEPT_VALUES: usize = 400_000_000;
-
-impl Bases {
-    /// Loads the model that `name` means, unless it was loaded with the same options already.
+impl SharedBase {
+    /// Loads the model that `name` means, unless it was the last one and was loaded with the same options.
     pub(crate) fn load(&mut self, name: &str, options: LoadOptions) -> anyhow::Result<Arc<Base>> {
-        let known = self.0.iter().position(|(of, base)| base.name == name && *of == options);
-        let entry = match known {
-            Some(place) => self.0.remove(place),
-            None => {
-                let base = Arc::new(Base::load(name, &options)?);
-                self.make_room(KEPT_VALUES.saturating_sub(base.values()));
-                (options, base)
-            }
-        };
-        let base = Arc::clone(&entry.1);
-        self.0.push(entry);
-        Ok(base)
-    }
-
-    /// Gives up the bases that have not been used for the longest time.
-    fn make_room(&mut self, most: usize) {
-        let mut left: usize = self.0.iter().map(|(_, base)| base.values()).sum();
-        while left > most {
-            left -= self.0.remove(0).1.values();
+        if let Some((_, base)) = self.0.as_ref().filter(|(of, base)| base.name == name && *of == options) {
+            return Ok(Arc::clone(base));
         }
+        self.0 = None;
+        let base = Arc::new(Base::load(name, &options)?);
+        self.0 = Some((options, Arc::clone(&base)));
+        Ok(base)
     }
 }
 

@@ -5,12 +5,12 @@
 
 mod written;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tunesmith_methods::{ConfigProblem, DyLoraConfig, LoraPlus, MethodConfig, MethodError};
+use tunesmith_methods::{ConfigProblem, DyLoraConfig, LoraPlus, MethodConfig, MethodError, load_config};
 use tunesmith_models::Task;
 use tunesmith_tensor::Precision;
 use tunesmith_train::metrics::{METRICS, Metric};
@@ -47,6 +47,9 @@ pub(crate) struct RunOptions {
     pub(crate) tokenizer_name_or_path: Option<PathBuf>,
     /// A file with another chat template, in Jinja. Default: the model's.
     pub(crate) chat_template: Option<PathBuf>,
+    /// A folder with an adapter that training goes on from, and whose method is the run's. Default: a new adapter, as
+    /// `peft` says.
+    pub(crate) adapter_name_or_path: Option<PathBuf>,
     /// Where the adapter, the checkpoints and the log go.
     pub(crate) output_dir: PathBuf,
     /// Arithmetic of matrix products. Default: bf16 where the processor has a unit for it, otherwise float32.
@@ -68,6 +71,7 @@ impl Default for RunOptions {
             model_name_or_path: String::new(),
             tokenizer_name_or_path: None,
             chat_template: None,
+            adapter_name_or_path: None,
             output_dir: PathBuf::new(),
             precision: PrecisionKey::default(),
             predict_with_generate: false,
@@ -105,21 +109,20 @@ impl From<PrecisionKey> for Precision {
 }
 
 const PEFT: &str = "peft";
-const REQUIRED: [(&str, &str); 4] = [
-    ("model_name_or_path", "the base model"),
-    ("output_dir", "where the results go"),
-    ("train_file", "the data"),
-    (PEFT, "the method, such as {peft_type: LORA, r: 8}"),
-];
+const REQUIRED: [(&str, &str); 3] =
+    [("model_name_or_path", "the base model"), ("output_dir", "where the results go"), ("train_file", "the data")];
 
 impl RunConfig {
-    /// Every key with its value, defaults included, as JSON.
+    /// Every key with its value, defaults included, as JSON; of an adapter that was there before, its folder says the method.
     pub(crate) fn resolved(&self) -> Map<String, Value> {
         let mut all = as_map(&self.run);
         all.extend(as_map(&self.data));
         all.extend(as_map(&self.task));
         all.extend(as_map(&self.quantization));
         all.extend(as_map(&self.arguments));
+        if self.run.adapter_name_or_path.is_some() {
+            return all;
+        }
         let peft = serde_json::from_str(&self.peft.to_adapter_config());
         let mut peft: Value = peft.expect("a method's configuration is written as JSON");
         for method in methods_mut(&mut peft) {
@@ -193,7 +196,7 @@ impl Written {
         if let Some(key) = quantization.without_effect() {
             self.add(&mut problems, key, format!("{key}: needs load_in_4bit: true"));
         }
-        let peft = self.peft(&mut problems);
+        let peft = self.method(run.adapter_name_or_path.as_deref(), &mut problems);
         for problem in peft.iter().flat_map(|peft| rank_problems(peft, data.has_validation())) {
             self.add(&mut problems, "peft.rank", problem);
         }
@@ -273,8 +276,32 @@ impl Written {
         }
     }
 
-    fn peft(&self, problems: &mut Problems) -> Option<MethodConfig> {
-        let value = self.values.get(PEFT).filter(|value| !value.is_null())?;
+    /// The method, which either `peft` or an adapter says.
+    fn method(&self, adapter: Option<&Path>, problems: &mut Problems) -> Option<MethodConfig> {
+        let written = self.values.get(PEFT).filter(|value| !value.is_null());
+        let key = "adapter_name_or_path";
+        match (written, adapter) {
+            (Some(value), None) => return self.peft(value, problems),
+            (None, Some(folder)) => match load_config(folder) {
+                Ok((config, _)) => return Some(config),
+                Err(error) => self.add(problems, key, format!("{key}: {error}")),
+            },
+            (Some(_), Some(_)) => {
+                self.add(
+                    problems,
+                    PEFT,
+                    format!("{PEFT}: the adapter that {key} names has a method: keep one of them"),
+                );
+            }
+            (None, None) => {
+                let text = format!("{PEFT} is missing: the method, such as {{peft_type: LORA, r: 8}}");
+                problems.0.push((None, text));
+            }
+        }
+        None
+    }
+
+    fn peft(&self, value: &Value, problems: &mut Problems) -> Option<MethodConfig> {
         let found = match MethodConfig::from_run_file(value) {
             Ok(config) => return Some(config),
             Err(MethodError::Config { problems, .. }) => problems,

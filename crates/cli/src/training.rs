@@ -19,7 +19,7 @@ use tunesmith_train::{
     tokenize,
 };
 
-use crate::base::{Base, Bases};
+use crate::base::{Base, SharedBase};
 use crate::config::{RunConfig, text_metrics};
 use crate::failure::{Misuse, told};
 use crate::interrupt::Interrupt;
@@ -48,11 +48,11 @@ impl Training {
     /// # Errors
     /// Everything that can be wrong with the model's files and the data.
     pub(crate) fn prepare(config: RunConfig) -> anyhow::Result<Self> {
-        Self::prepare_over(config, &mut Bases::default())
+        Self::prepare_over(config, &mut SharedBase::default())
     }
 
     /// The same over a base that may be in memory already.
-    pub(crate) fn prepare_over(config: RunConfig, bases: &mut Bases) -> anyhow::Result<Self> {
+    pub(crate) fn prepare_over(config: RunConfig, shared: &mut SharedBase) -> anyhow::Result<Self> {
         let data = &config.data;
         let files = [("train_file", Some(&data.train_file)), ("validation_file", data.validation_file.as_ref())];
         let missing = |(key, file): (&str, Option<&std::path::PathBuf>)| {
@@ -64,10 +64,10 @@ impl Training {
             return Err(Misuse(missing.join("\n")).into());
         }
         if config.task.task()? != Task::CausalLm {
-            return Self::prepare_task(config, bases);
+            return Self::prepare_task(config, shared);
         }
         let head = HeadOptions::for_task(Task::CausalLm);
-        let base = bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
+        let base = shared.load(&config.run.model_name_or_path, load_options(&config, head))?;
         let (train, held_out) = read_both(data)?;
         let train = Box::new(make_dataset(&train, &config, &base)?.examples);
         let validation = held_out.map(|records| text_validation(records, &config, &base)).transpose()?;
@@ -76,7 +76,7 @@ impl Training {
     }
 
     /// The same for a task other than continuing texts: labels come before the model, whose head they make.
-    fn prepare_task(config: RunConfig, bases: &mut Bases) -> anyhow::Result<Self> {
+    fn prepare_task(config: RunConfig, shared: &mut SharedBase) -> anyhow::Result<Self> {
         let (data, options) = (&config.data, &config.task);
         let task = options.task()?;
         if task == Task::FeatureExtraction {
@@ -95,7 +95,7 @@ impl Training {
         let task_file = Some(TaskFile::new(options, labels.as_deref(), data));
         let mut head = task_file::head(options, labels)?;
         head.seed = config.arguments.seed;
-        let base = bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
+        let base = shared.load(&config.run.model_name_or_path, load_options(&config, head))?;
         let train = make_task_dataset(&rows, data, options, &base, 0)?;
         let of_texts = task == Task::Seq2SeqLm && !text_metrics(&config.run, &config.arguments).is_empty();
         let records = if of_texts { read_both(data)?.1 } else { None };
@@ -116,12 +116,18 @@ impl Training {
         labelled_validation(read_task_rows(file, data)?, records, &self.config, base)
     }
 
-    /// Makes the adapter, as it is before its first update.
+    /// Makes or loads the adapter, as it is before its first update.
     pub(crate) fn build_adapter(&self) -> anyhow::Result<BuiltAdapter> {
-        let seed = Seed(self.config.arguments.seed);
-        let method = with_head(&self.config.peft, self.base.model());
-        let built = self.base.describe(|description| build(&method, description, seed))?;
-        built.warnings.iter().for_each(terminal::warn);
+        let built = match &self.config.run.adapter_name_or_path {
+            Some(folder) => self.base.load_adapter(folder)?,
+            None => {
+                let seed = Seed(self.config.arguments.seed);
+                let method = with_head(&self.config.peft, self.base.model());
+                let built = self.base.describe(|description| build(&method, description, seed))?;
+                built.warnings.iter().for_each(terminal::warn);
+                built
+            }
+        };
         self.check_lengths(&built)?;
         Ok(built)
     }

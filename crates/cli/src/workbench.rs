@@ -1,4 +1,4 @@
-//! How the runs of a study are carried out: one after the other in this process, over bases that they share.
+//! How the runs of a study are carried out: one after the other in this process, over a base that they share.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,7 +20,7 @@ use tunesmith_train::{
     reset_peak_memory,
 };
 
-use crate::base::Bases;
+use crate::base::SharedBase;
 use crate::config::{RunConfig, Written};
 use crate::failure::{Interrupted, Misuse, told};
 use crate::interrupt::Interrupt;
@@ -33,7 +33,7 @@ pub(crate) struct Bench {
     folder: PathBuf,
     /// Rows whose adapters are kept.
     kept: Vec<String>,
-    bases: Bases,
+    base: SharedBase,
     interrupt: Interrupt,
 }
 
@@ -44,7 +44,7 @@ impl Bench {
     /// For the study in that folder; adapters of the rows in `kept` stay there.
     pub(crate) fn new(study: &Path, kept: Vec<String>) -> anyhow::Result<Self> {
         let interrupt = Interrupt::listen("finishing the step and saving")?;
-        Ok(Self { folder: study.join("work"), kept, bases: Bases::default(), interrupt })
+        Ok(Self { folder: study.join("work"), kept, base: SharedBase::default(), interrupt })
     }
 
     /// Where a run's adapter is.
@@ -54,7 +54,7 @@ impl Bench {
 
     /// The base that a run works with, as it was loaded.
     pub(crate) fn training(&mut self, spec: &RunSpec) -> anyhow::Result<Training> {
-        let mut training = Training::prepare_over(self.config(spec)?, &mut self.bases)?;
+        let mut training = Training::prepare_over(self.config(spec)?, &mut self.base)?;
         if let Some(tokens) = spec.train_tokens {
             training.config.arguments.max_steps = Some(updates_within(&training, tokens)?);
         }
@@ -121,7 +121,7 @@ impl Bench {
         let most = data.max_train_samples.unwrap_or(usize::MAX);
         let train = rows.fields().skip(data.held_out(rows.len())).take(most).cloned().collect();
         let head = HeadOptions::for_task(Task::CausalLm);
-        let base = self.bases.load(&config.run.model_name_or_path, load_options(&config, head))?;
+        let base = self.base.load(&config.run.model_name_or_path, load_options(&config, head))?;
         let workspace = base.workspace();
         let (model, tokenizer, generation) = (base.model(), &base.pretrained.tokenizer, &base.pretrained.generation);
         work(&InContext { model, tokenizer, generation, workspace: &workspace, options, train }, &config)

@@ -149,3 +149,23 @@ fn what_was_resolved_repeats_the_run() {
     assert!(scene.bytes("again/adapter_model.safetensors") == adapter);
     assert!(RUN.lines().all(|line| !line.contains("adam_beta2")));
 }
+
+#[test]
+fn training_goes_on_from_an_adapter() {
+    let scene = Scene::new();
+    scene.train(&[]).succeeds();
+    let from = ["train", "run.yaml", "adapter_name_or_path=out", "max_steps=3"];
+    let more = |extra: &[&str]| scene.run(&[&from[..], extra].concat());
+    // A rate too small to change any value shows what training begins with.
+    more(&["peft=null", "output_dir=same", "learning_rate=1e-30"]).succeeds();
+    assert!(scene.bytes("same/adapter_model.safetensors") == scene.bytes(ADAPTER));
+    assert!(scene.read("same/adapter_config.json").contains("\"r\": 4"));
+    more(&["peft=null", "output_dir=more"]).succeeds();
+    assert!(scene.bytes("more/adapter_model.safetensors") != scene.bytes(ADAPTER));
+    scene.run(&["train", "more/config.yaml", "output_dir=again"]).succeeds();
+    assert!(scene.bytes("again/adapter_model.safetensors") == scene.bytes("more/adapter_model.safetensors"));
+
+    more(&["output_dir=both"]).fails(2, &["peft: the adapter that adapter_name_or_path names has a method"]);
+    let nothing = ["train", "run.yaml", "peft=null", "adapter_name_or_path=model", "output_dir=none"];
+    scene.run(&nothing).fails(2, &["adapter_name_or_path: ", "model"]);
+}
