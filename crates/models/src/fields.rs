@@ -1,7 +1,11 @@
 //! Reading a configuration key by key, so that all problems of a file are reported together.
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
+
+use crate::error::ModelError;
 
 /// Larger sizes are typing mistakes, and their products could overflow.
 const LARGEST_SIZE: u64 = 1 << 31;
@@ -17,6 +21,31 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub(crate) fn new(json: &'a Map<String, Value>) -> Self {
         Self { json, problems: Vec::new() }
+    }
+
+    /// Notes a number of blocks that no model has.
+    pub(crate) fn check_blocks(&mut self, key: &str, blocks: usize) {
+        if blocks > MOST_BLOCKS {
+            self.problems.push(format!("{key} {blocks} is more than {MOST_BLOCKS}"));
+        }
+    }
+
+    /// Notes a width that does not divide into heads.
+    pub(crate) fn check_heads(&mut self, width: (&str, usize), heads: (&str, usize)) {
+        if !width.1.is_multiple_of(heads.1) {
+            self.problems.push(format!("{} {} is not a multiple of {} {}", width.0, width.1, heads.0, heads.1));
+        }
+    }
+
+    /// What was read from the file at `path`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with every problem that was noted.
+    pub(crate) fn finish<T>(self, config: T, path: &Path) -> Result<T, ModelError> {
+        match self.problems {
+            problems if problems.is_empty() => Ok(config),
+            problems => Err(ModelError::Config { path: path.to_path_buf(), problems }),
+        }
     }
 
     /// The class of transformers that the files are of.

@@ -51,6 +51,16 @@ impl HeadPlan {
         }
     }
 
+    /// The head of encoder-decoders over the last token `end` of a sequence: a linear, tanh, and the output.
+    pub(crate) fn of_last(end: u32, dropout: f32) -> Self {
+        Self {
+            pooling: Pooling::LastOf(end),
+            dense: Some(("classification_head.dense".to_owned(), Activation::Tanh)),
+            dropout,
+            ..Self::of_tokens("classification_head.out_proj", dropout)
+        }
+    }
+
     /// Whether a tensor of a checkpoint is this head's.
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
         let module = name.rsplit_once('.').map(|(module, _)| module);

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
-use crate::encoder::{EncoderConfig, Names, Sizes, classifier_dropout, finish};
+use crate::encoder::{EncoderConfig, Names, Sizes, classifier_dropout};
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::head::{HeadPlan, Pooling, plan_head};
@@ -42,9 +42,7 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
     let sizes = Sizes::read(&mut fields, 512, 2);
     let (head, head_info, json) =
         plan_head(&mut fields, options, NAMES.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
-    let problems = fields.problems;
-    let config = sizes.config("bert", NAMES, head, head_info, options, json);
-    finish(config, problems, path)
+    fields.finish(sizes.config("bert", NAMES, head, head_info, options, json), path)
 }
 
 fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::Architecture;
-use crate::encoder::{EncoderConfig, Names, check_sizes, finish};
+use crate::encoder::{EncoderConfig, Names};
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::head::{HeadPlan, Pooling, plan_head};
@@ -42,7 +42,8 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
     fields.refuse_quantisation();
     let (hidden_size, heads, blocks) =
         (fields.size("dim", 768), fields.size("n_heads", 12), fields.size("n_layers", 6));
-    check_sizes(&mut fields, ("dim", hidden_size), ("n_heads", heads), ("n_layers", blocks));
+    fields.check_heads(("dim", hidden_size), ("n_heads", heads));
+    fields.check_blocks("n_layers", blocks);
     let (head, head_info, json) =
         plan_head(&mut fields, options, NAMES.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
     let config = EncoderConfig {
@@ -67,7 +68,7 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
         head_options: options.clone(),
         json,
     };
-    finish(config, fields.problems, path)
+    fields.finish(config, path)
 }
 
 fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::architectures::{Architecture, bert};
-use crate::encoder::{EncoderConfig, Names, Sizes, classifier_dropout, finish};
+use crate::encoder::{EncoderConfig, Names, Sizes, classifier_dropout};
 use crate::error::ModelError;
 use crate::fields::Fields;
 use crate::head::{HeadPlan, Pooling, plan_head};
@@ -37,9 +37,8 @@ fn from_json(json: &Map<String, Value>, path: &Path, options: &HeadOptions) -> R
     }
     let (head, head_info, json) =
         plan_head(&mut fields, options, names.class, Task::FeatureExtraction, &|task, fields| head(task, fields));
-    let problems = fields.problems;
     let config = sizes.config(&model_type, names, head, head_info, options, json);
-    finish(EncoderConfig { first_position, uncounted: Some(padding), ..config }, problems, path)
+    fields.finish(EncoderConfig { first_position, uncounted: Some(padding), ..config }, path)
 }
 
 fn head(task: Task, fields: &mut Fields<'_>) -> Option<HeadPlan> {

@@ -1,12 +1,8 @@
 //! The configuration of a post-norm encoder: what BERT, RoBERTa and DistilBERT say in words of their own.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
-use crate::error::ModelError;
-use crate::fields::{Fields, MOST_BLOCKS};
 use crate::head::HeadPlan;
 use crate::task::{HeadInfo, HeadOptions};
 
@@ -70,19 +66,4 @@ impl EncoderConfig {
         let prefix = if self.head.is_some() { self.names.prefix } else { "" };
         format!("{prefix}{part}")
     }
-}
-
-/// Notes sizes that no model has.
-pub(crate) fn check_sizes(fields: &mut Fields<'_>, hidden: (&str, usize), heads: (&str, usize), blocks: (&str, usize)) {
-    if !hidden.1.is_multiple_of(heads.1) {
-        fields.problems.push(format!("{} {} is not a multiple of {} {}", hidden.0, hidden.1, heads.0, heads.1));
-    }
-    if blocks.1 > MOST_BLOCKS {
-        fields.problems.push(format!("{} {} is more than {MOST_BLOCKS}", blocks.0, blocks.1));
-    }
-}
-
-/// The configuration, if nothing is wrong with it.
-pub(crate) fn finish(config: EncoderConfig, problems: Vec<String>, path: &Path) -> Result<EncoderConfig, ModelError> {
-    if problems.is_empty() { Ok(config) } else { Err(ModelError::Config { path: path.to_path_buf(), problems }) }
 }

@@ -6,7 +6,7 @@ mod forward;
 mod layout;
 mod sizes;
 
-pub(crate) use config::{EncoderConfig, Names, check_sizes, finish};
+pub(crate) use config::{EncoderConfig, Names};
 pub(crate) use sizes::{Sizes, classifier_dropout};
 
 use std::sync::Arc;

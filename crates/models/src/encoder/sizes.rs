@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
-use crate::encoder::config::{EncoderConfig, Names, check_sizes};
+use crate::encoder::config::{EncoderConfig, Names};
 use crate::fields::Fields;
 use crate::head::HeadPlan;
 use crate::task::{HeadInfo, HeadOptions};
@@ -58,8 +58,8 @@ impl Sizes {
             attention_dropout: fields.fraction("attention_probs_dropout_prob", 0.1),
             initializer_range: fields.positive("initializer_range", 0.02) as f32,
         };
-        let (hidden, heads) = (("hidden_size", sizes.hidden_size), ("num_attention_heads", sizes.heads));
-        check_sizes(fields, hidden, heads, ("num_hidden_layers", sizes.blocks));
+        fields.check_heads(("hidden_size", sizes.hidden_size), ("num_attention_heads", sizes.heads));
+        fields.check_blocks("num_hidden_layers", sizes.blocks);
         sizes
     }
 

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::error::ModelError;
-use crate::fields::{Fields, MOST_BLOCKS};
-use crate::head::{HeadPlan, Pooling, plan_head};
+use crate::fields::Fields;
+use crate::head::{HeadPlan, plan_head};
 use crate::task::{HeadInfo, HeadOptions, Task};
 
 /// A BART.
@@ -71,12 +71,7 @@ impl BartConfig {
         let dropout = fields.fraction("classifier_dropout", 0.0);
         let (head, head_info, json) =
             plan_head(&mut fields, options, "Bart", Task::Seq2SeqLm, &|task, fields| match task {
-                Task::SeqCls => Some(HeadPlan {
-                    pooling: Pooling::LastOf(fields.token_id("eos_token_id", 2)),
-                    dense: Some(("classification_head.dense".to_owned(), Activation::Tanh)),
-                    dropout,
-                    ..HeadPlan::of_tokens("classification_head.out_proj", dropout)
-                }),
+                Task::SeqCls => Some(HeadPlan::of_last(fields.token_id("eos_token_id", 2), dropout)),
                 Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
                 _ => None,
             });
@@ -99,8 +94,7 @@ impl BartConfig {
             head_options: options.clone(),
             json,
         };
-        let problems = fields.problems;
-        if problems.is_empty() { Ok(config) } else { Err(ModelError::Config { path: path.to_path_buf(), problems }) }
+        fields.finish(config, path)
     }
 
     /// The path of a part of the bare model.
@@ -114,12 +108,8 @@ impl StackConfig {
     fn read(fields: &mut Fields<'_>, stack: &str, d_model: usize) -> Self {
         let layers = fields.size(&format!("{stack}_layers"), 12);
         let heads = fields.size(&format!("{stack}_attention_heads"), 16);
-        if layers > MOST_BLOCKS {
-            fields.problems.push(format!("{stack}_layers {layers} is more than {MOST_BLOCKS}"));
-        }
-        if !d_model.is_multiple_of(heads) {
-            fields.problems.push(format!("d_model {d_model} is not a multiple of {stack}_attention_heads {heads}"));
-        }
+        fields.check_blocks(&format!("{stack}_layers"), layers);
+        fields.check_heads(("d_model", d_model), (&format!("{stack}_attention_heads"), heads));
         Self { layers, heads, inner_size: fields.size(&format!("{stack}_ffn_dim"), 4096) }
     }
 }

@@ -3,10 +3,10 @@
 use tunesmith_tensor::{Attention, FeedForwardSites, Forward, PostNorm, SiteId, Var};
 
 use crate::architectures::bart::layout::FIRST_POSITION;
-use crate::architectures::bart::{Attending, Bart, Layer, Stack};
+use crate::architectures::bart::{Bart, Layer, Stack};
 use crate::attending::{past_lengths, positions, self_attention};
 use crate::cache::Cache;
-use crate::encoder_decoder::{EncoderDecoder, Memory};
+use crate::encoder_decoder::{Attending, EncoderDecoder, Memory};
 use crate::model::Inputs;
 use crate::network::{Network, Parts};
 
@@ -38,12 +38,12 @@ impl EncoderDecoder for Bart {
         let words = forward.input(self.input, words, &fresh);
         let places = forward.segments().ranges().flat_map(|range| 0..range.len()).collect::<Vec<_>>();
         let mut x = self.with_positions(forward, &self.encoder, words, &places);
-        let options = self.attention(&self.encoder, false);
+        let (table, options) = (&self.parts.table, self.attention(&self.encoder, false));
         for layer in &self.encoder.layers {
             x = forward.block(&[&x], |forward, inputs| {
                 let x = &inputs[0];
                 let attending = &layer.self_attention;
-                let [query, keys, values] = self.projections(forward, attending, x);
+                let [query, keys, values] = attending.projections(table, forward, x);
                 let attended = forward.attention(attending.attention, &options, &query, &keys, &values);
                 drop((query, keys, values));
                 let x = self.after_attention(forward, attending, x, &attended);
@@ -53,12 +53,8 @@ impl EncoderDecoder for Bart {
         Memory { hidden: x, segments: forward.segments().clone() }
     }
 
-    fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
-        let cross = self.decoder.layers.iter().filter_map(|layer| layer.cross_attention.as_ref());
-        for (number, attending) in cross.enumerate() {
-            let [keys, values] = self.memory_projections(forward, attending, memory);
-            cache.push_cross(number, &memory.segments, keys.value(), values.value());
-        }
+    fn cross_attentions(&self) -> impl Iterator<Item = &Attending> {
+        self.decoder.layers.iter().filter_map(|layer| layer.cross_attention.as_ref())
     }
 
     fn decode(
@@ -68,6 +64,7 @@ impl EncoderDecoder for Bart {
         memory: Option<&Memory>,
         mut cache: Option<&mut Cache>,
     ) -> Var {
+        let table = &self.parts.table;
         let past = past_lengths(forward, cache.as_deref());
         let words = self.words(forward, &self.decoder, ids);
         let mut x = self.with_positions(forward, &self.decoder, words, &positions(forward, &past));
@@ -78,25 +75,15 @@ impl EncoderDecoder for Bart {
                 let x = &inputs[0];
                 let memory = memory.map(|memory| memory.with(&inputs[1]));
                 let attending = &layer.self_attention;
-                let [query, keys, values] = self.projections(forward, attending, x);
+                let [query, keys, values] = attending.projections(table, forward, x);
                 let cache_of_block = cache.as_deref_mut().map(|cache| (cache, number));
                 let projected = [&query, &keys, &values];
                 let attended = self_attention(forward, attending.attention, &own, None, projected, cache_of_block);
                 drop((query, keys, values));
                 let mut x = self.after_attention(forward, attending, x, &attended);
                 if let Some(attending) = &layer.cross_attention {
-                    let query = self.parts.table.linear(forward, attending.q, &x);
-                    let attended = match (&memory, cache.as_deref()) {
-                        (Some(memory), _) => {
-                            let [keys, values] = self.memory_projections(forward, attending, memory);
-                            let segments = &memory.segments;
-                            forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
-                        }
-                        (None, Some(cache)) => {
-                            forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
-                        }
-                        (None, None) => unreachable!("without a cache the encoder has just run"),
-                    };
+                    let cache_of_block = cache.as_deref().map(|cache| (cache, number));
+                    let attended = attending.cross(table, forward, &cross, &x, memory.as_ref(), cache_of_block);
                     x = self.after_attention(forward, attending, &x, &attended);
                 }
                 self.feed_forward(forward, layer, &x)
@@ -127,7 +114,7 @@ impl Bart {
     }
 
     fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var, attended: &Var) -> Var {
-        let output = self.parts.table.linear(forward, attending.out, attended);
+        let output = self.parts.table.linear(forward, attending.output, attended);
         let output = forward.tape().dropout(&output, self.config.dropout);
         self.add_and_norm(forward, attending.after, x, output, attending.layer_norm)
     }
@@ -148,15 +135,6 @@ impl Bart {
     fn add_and_norm(&self, forward: &mut Forward<'_>, site: SiteId, residual: &Var, output: Var, norm: SiteId) -> Var {
         let norm = PostNorm { site: norm, base: self.parts.table.base(norm), epsilon: NORM_EPSILON };
         forward.hidden_post_norm(site, residual, output, norm)
-    }
-
-    fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, x: &Var) -> [Var; 3] {
-        [attending.q, attending.k, attending.v].map(|site| self.parts.table.linear(forward, site, x))
-    }
-
-    fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
-        [attending.k, attending.v]
-            .map(|site| self.parts.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
     }
 
     fn attention(&self, stack: &Stack, causal: bool) -> Attention {

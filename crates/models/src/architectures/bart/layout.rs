@@ -3,7 +3,8 @@
 use tunesmith_tensor::{Role, SiteId};
 
 use crate::architectures::bart::config::{BartConfig, StackConfig};
-use crate::architectures::bart::{Attending, Bart, Layer, Stack};
+use crate::architectures::bart::{Bart, Layer, Stack};
+use crate::encoder_decoder::Attending;
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
@@ -104,13 +105,13 @@ fn stack(config: &BartConfig, layout: &mut Layout, name: &str, sizes: StackConfi
 
 fn attending(layout: &mut Layout, path: &str, kind: Role, after: Role, block: usize, hidden: usize) -> Attending {
     let mut linear = |part: &str, role| layout.linear(format!("{path}.{part}"), role, Some(block), hidden, hidden);
-    let [q, k, v] = [("q_proj", Role::Query), ("k_proj", Role::Key), ("v_proj", Role::Value)]
+    let [query, key, value] = [("q_proj", Role::Query), ("k_proj", Role::Key), ("v_proj", Role::Value)]
         .map(|(part, role)| linear(part, role));
     let attention = layout.attention(path.to_owned(), kind, block, hidden);
-    let out = layout.linear(format!("{path}.out_proj"), Role::AttentionOutput, Some(block), hidden, hidden);
+    let output = layout.linear(format!("{path}.out_proj"), Role::AttentionOutput, Some(block), hidden, hidden);
     let after = layout.hidden(path.to_owned(), after, block, hidden);
     let layer_norm = layout.layer_norm(format!("{path}_layer_norm"), Role::BlockNorm, Some(block), hidden);
-    Attending { q, k, v, out, attention, after, layer_norm }
+    Attending { layer_norm, query, key, value, output, attention, after }
 }
 
 /// The name that this model has for a tensor of a checkpoint; `None` for those that are not needed: copies of the shared

@@ -10,6 +10,7 @@ use tunesmith_tensor::SiteId;
 
 use crate::architectures::bart::config::BartConfig;
 use crate::architectures::{Architecture, Configured};
+use crate::encoder_decoder::Attending;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::network::Parts;
@@ -61,18 +62,4 @@ struct Layer {
     /// The hidden site after the feed-forward.
     after_feed_forward: SiteId,
     final_layer_norm: SiteId,
-}
-
-/// An attention with the norm after it.
-#[derive(Debug)]
-struct Attending {
-    q: SiteId,
-    k: SiteId,
-    v: SiteId,
-    out: SiteId,
-    /// The attention site: keys and values.
-    attention: SiteId,
-    /// The hidden site after it.
-    after: SiteId,
-    layer_norm: SiteId,
 }

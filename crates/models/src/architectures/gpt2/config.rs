@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::error::ModelError;
-use crate::fields::{Fields, MOST_BLOCKS};
+use crate::fields::Fields;
 
 /// A GPT-2.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,12 +60,8 @@ impl Gpt2Config {
         let n_layer = size("n_layer", "num_hidden_layers", 12);
         let n_head = size("n_head", "num_attention_heads", 12);
         let n_positions = size("n_positions", "max_position_embeddings", 1024);
-        if !n_embd.is_multiple_of(n_head) {
-            fields.problems.push(format!("n_embd {n_embd} is not a multiple of n_head {n_head}"));
-        }
-        if n_layer > MOST_BLOCKS {
-            fields.problems.push(format!("n_layer {n_layer} is more than {MOST_BLOCKS}"));
-        }
+        fields.check_heads(("n_embd", n_embd), ("n_head", n_head));
+        fields.check_blocks("n_layer", n_layer);
         if fields.flag("add_cross_attention", false) {
             fields.problems.push("add_cross_attention is true: a GPT-2 with an encoder is not supported".to_owned());
         }
@@ -87,10 +83,8 @@ impl Gpt2Config {
             n_head,
             json: Map::new(),
         };
-        if fields.problems.is_empty() {
-            return Ok(Self { json, ..config });
-        }
-        Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
+        let config = fields.finish(config, path)?;
+        Ok(Self { json, ..config })
     }
 }
 

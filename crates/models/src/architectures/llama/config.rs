@@ -107,9 +107,7 @@ impl LlamaConfig {
         if !head_dim.is_multiple_of(2) || head_dim == 0 {
             fields.problems.push(format!("head_dim {head_dim} is not even, which rotary embeddings need"));
         }
-        if num_hidden_layers > MOST_BLOCKS {
-            fields.problems.push(format!("num_hidden_layers {num_hidden_layers} is more than {MOST_BLOCKS}"));
-        }
+        fields.check_blocks("num_hidden_layers", num_hidden_layers);
         let max_position_embeddings = fields.size("max_position_embeddings", defaults.max_position_embeddings);
         let rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
         let is_gemma = defaults.model_type == "gemma3_text";
@@ -157,10 +155,8 @@ impl LlamaConfig {
             attention_dropout: fields.fraction("attention_dropout", 0.0),
             json: Map::new(),
         };
-        if fields.problems.is_empty() {
-            return Ok(Self { json, ..config });
-        }
-        Err(ModelError::Config { path: path.to_path_buf(), problems: fields.problems })
+        let config = fields.finish(config, path)?;
+        Ok(Self { json, ..config })
     }
 
     /// The same with positions divided by `factor` in blocks that see everything (position interpolation, Chen et al.

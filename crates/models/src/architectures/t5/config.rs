@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use tunesmith_tensor::Activation;
 
 use crate::error::ModelError;
-use crate::fields::{Fields, MOST_BLOCKS};
-use crate::head::{HeadPlan, Pooling, plan_head};
+use crate::fields::Fields;
+use crate::head::{HeadPlan, plan_head};
 use crate::task::{HeadInfo, HeadOptions, Task};
 
 /// A T5.
@@ -55,11 +55,8 @@ impl T5Config {
         let is_multilingual = model_type == "mt5";
         let num_layers = fields.size("num_layers", if is_multilingual { 8 } else { 6 });
         let num_decoder_layers = fields.size("num_decoder_layers", num_layers);
-        for (key, layers) in [("num_layers", num_layers), ("num_decoder_layers", num_decoder_layers)] {
-            if layers > MOST_BLOCKS {
-                fields.problems.push(format!("{key} {layers} is more than {MOST_BLOCKS}"));
-            }
-        }
+        fields.check_blocks("num_layers", num_layers);
+        fields.check_blocks("num_decoder_layers", num_decoder_layers);
         let (is_gated, activation) = feed_forward(&mut fields, is_multilingual);
         let buckets = fields.size("relative_attention_num_buckets", 32);
         let max_distance = fields.size("relative_attention_max_distance", 128);
@@ -118,8 +115,7 @@ impl T5Config {
             head_options: options.clone(),
             json,
         };
-        let problems = fields.problems;
-        if problems.is_empty() { Ok(config) } else { Err(ModelError::Config { path: path.to_path_buf(), problems }) }
+        fields.finish(config, path)
     }
 
     /// The path of a part of the bare model.
@@ -152,12 +148,7 @@ fn feed_forward(fields: &mut Fields<'_>, is_multilingual: bool) -> (bool, Activa
 
 fn head(task: Task, fields: &mut Fields<'_>, dropout: f32) -> Option<HeadPlan> {
     match task {
-        Task::SeqCls => Some(HeadPlan {
-            pooling: Pooling::LastOf(fields.token_id("eos_token_id", 1)),
-            dense: Some(("classification_head.dense".to_owned(), Activation::Tanh)),
-            dropout,
-            ..HeadPlan::of_tokens("classification_head.out_proj", dropout)
-        }),
+        Task::SeqCls => Some(HeadPlan::of_last(fields.token_id("eos_token_id", 1), dropout)),
         Task::TokenCls => Some(HeadPlan::of_tokens("classifier", dropout)),
         Task::QuestionAns => Some(HeadPlan::of_tokens("qa_outputs", 0.0)),
         _ => None,

@@ -3,10 +3,10 @@
 use tunesmith_tensor::{Attention, DistanceBias, FeedForwardSites, Forward, SiteId, Var};
 
 use crate::architectures::t5::buckets::bucket;
-use crate::architectures::t5::{Attending, FeedForward, Stack, T5};
+use crate::architectures::t5::{FeedForward, Stack, T5};
 use crate::attending::{past_lengths, self_attention};
 use crate::cache::Cache;
-use crate::encoder_decoder::{EncoderDecoder, Memory};
+use crate::encoder_decoder::{Attending, EncoderDecoder, Memory};
 use crate::model::Inputs;
 use crate::network::{Network, Parts};
 
@@ -36,13 +36,13 @@ impl EncoderDecoder for T5 {
         let lengths = forward.segments().ranges().zip(offsets).map(|(range, offset)| range.len() + offset);
         let longest = lengths.max().unwrap_or(0);
         let bias = self.bias(forward, &self.encoder, longest, true);
-        let options = self.attention(false);
+        let (table, options) = (&self.parts.table, self.attention(false));
         for block in &self.encoder.blocks {
             x = forward.block(&[&x, &bias.values], |forward, inputs| {
                 let bias = DistanceBias { values: inputs[1].clone(), ..bias.clone() };
                 let attending = &block.self_attention;
                 let normed = self.norm(forward, attending.layer_norm, &inputs[0]);
-                let [query, keys, values] = self.projections(forward, attending, &normed);
+                let [query, keys, values] = attending.projections(table, forward, &normed);
                 let attended =
                     forward.biased_attention(attending.attention, &options, Some(&bias), &query, &keys, &values);
                 let x = self.after_attention(forward, attending, inputs[0].clone(), &attended);
@@ -54,12 +54,8 @@ impl EncoderDecoder for T5 {
         Memory { hidden, segments: forward.segments().clone() }
     }
 
-    fn remember(&self, forward: &mut Forward<'_>, memory: &Memory, cache: &mut Cache) {
-        let cross = self.decoder().blocks.iter().filter_map(|block| block.cross_attention.as_ref());
-        for (number, attending) in cross.enumerate() {
-            let [keys, values] = self.memory_projections(forward, attending, memory);
-            cache.push_cross(number, &memory.segments, keys.value(), values.value());
-        }
+    fn cross_attentions(&self) -> impl Iterator<Item = &Attending> {
+        self.decoder().blocks.iter().filter_map(|block| block.cross_attention.as_ref())
     }
 
     fn decode(
@@ -69,6 +65,7 @@ impl EncoderDecoder for T5 {
         memory: Option<&Memory>,
         mut cache: Option<&mut Cache>,
     ) -> Var {
+        let table = &self.parts.table;
         let past = past_lengths(forward, cache.as_deref());
         let offsets = forward.position_offsets();
         let ranges = forward.segments().ranges();
@@ -87,25 +84,15 @@ impl EncoderDecoder for T5 {
                 let memory = memory.map(|memory| memory.with(&inputs[2]));
                 let attending = &block.self_attention;
                 let normed = self.norm(forward, attending.layer_norm, &inputs[0]);
-                let [query, keys, values] = self.projections(forward, attending, &normed);
+                let [query, keys, values] = attending.projections(table, forward, &normed);
                 let (site, bias) = (attending.attention, Some(&bias));
                 let cache_of_block = cache.as_deref_mut().map(|cache| (cache, number));
                 let attended = self_attention(forward, site, &own, bias, [&query, &keys, &values], cache_of_block);
                 let mut x = self.after_attention(forward, attending, inputs[0].clone(), &attended);
                 if let Some(attending) = &block.cross_attention {
                     let normed = self.norm(forward, attending.layer_norm, &x);
-                    let query = self.parts.table.linear(forward, attending.q, &normed);
-                    let attended = match (&memory, cache.as_deref()) {
-                        (Some(memory), _) => {
-                            let [keys, values] = self.memory_projections(forward, attending, memory);
-                            let segments = &memory.segments;
-                            forward.cross_attention(attending.attention, &cross, &query, &keys, &values, segments)
-                        }
-                        (None, Some(cache)) => {
-                            forward.attention_over(attending.attention, &cross, &query, &cache.cross_rows(number))
-                        }
-                        (None, None) => unreachable!("without a cache the encoder has just run"),
-                    };
+                    let cache_of_block = cache.as_deref().map(|cache| (cache, number));
+                    let attended = attending.cross(table, forward, &cross, &normed, memory.as_ref(), cache_of_block);
                     x = self.after_attention(forward, attending, x, &attended);
                 }
                 self.feed_forward(forward, &block.feed_forward, x)
@@ -124,7 +111,7 @@ impl T5 {
     }
 
     fn after_attention(&self, forward: &mut Forward<'_>, attending: &Attending, x: Var, attended: &Var) -> Var {
-        let output = self.parts.table.linear(forward, attending.o, attended);
+        let output = self.parts.table.linear(forward, attending.output, attended);
         let output = forward.tape().dropout(&output, self.config.dropout);
         forward.hidden(attending.after, &x, output)
     }
@@ -142,15 +129,6 @@ impl T5 {
         let output = forward.feed_forward(&feed_forward, normed);
         let output = forward.tape().dropout(&output, dropout);
         forward.hidden(sites.after, &x, output)
-    }
-
-    fn projections(&self, forward: &mut Forward<'_>, attending: &Attending, normed: &Var) -> [Var; 3] {
-        [attending.q, attending.k, attending.v].map(|site| self.parts.table.linear(forward, site, normed))
-    }
-
-    fn memory_projections(&self, forward: &mut Forward<'_>, attending: &Attending, memory: &Memory) -> [Var; 2] {
-        [attending.k, attending.v]
-            .map(|site| self.parts.table.linear_rows(forward, site, &memory.hidden, &memory.segments))
     }
 
     /// The biases of a stack's scores for sequences of up to `longest` rows, those of a prefix included.

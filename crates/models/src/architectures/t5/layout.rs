@@ -3,7 +3,8 @@
 use tunesmith_tensor::Role;
 
 use crate::architectures::t5::config::T5Config;
-use crate::architectures::t5::{Attending, Block, FeedForward, Stack, T5};
+use crate::architectures::t5::{Block, FeedForward, Stack, T5};
+use crate::encoder_decoder::Attending;
 use crate::error::ModelError;
 use crate::head::Head;
 use crate::model::{ModelInfo, ModelKind};
@@ -104,11 +105,11 @@ fn attending(
     let path = |part: &str| format!("{layer}.{name}.{part}");
     Attending {
         layer_norm: layout.rms_norm(format!("{layer}.layer_norm"), Role::BlockNorm, at, hidden),
-        q: layout.linear_without_bias(path("q"), Role::Query, at, inner, hidden),
-        k: layout.linear_without_bias(path("k"), Role::Key, at, inner, hidden),
-        v: layout.linear_without_bias(path("v"), Role::Value, at, inner, hidden),
+        query: layout.linear_without_bias(path("q"), Role::Query, at, inner, hidden),
+        key: layout.linear_without_bias(path("k"), Role::Key, at, inner, hidden),
+        value: layout.linear_without_bias(path("v"), Role::Value, at, inner, hidden),
         attention: layout.attention(format!("{layer}.{name}"), kind, block, inner),
-        o: layout.linear_without_bias(path("o"), Role::AttentionOutput, at, hidden, inner),
+        output: layout.linear_without_bias(path("o"), Role::AttentionOutput, at, hidden, inner),
         after: layout.hidden(layer.to_owned(), after, block, hidden),
     }
 }

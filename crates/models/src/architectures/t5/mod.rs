@@ -12,6 +12,7 @@ use tunesmith_tensor::SiteId;
 
 use crate::architectures::t5::config::T5Config;
 use crate::architectures::{Architecture, Configured};
+use crate::encoder_decoder::Attending;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::network::Parts;
@@ -58,20 +59,6 @@ struct Block {
     /// Attention to the encoder's outputs, in the decoder.
     cross_attention: Option<Attending>,
     feed_forward: FeedForward,
-}
-
-/// An attention with its norm.
-#[derive(Debug)]
-struct Attending {
-    layer_norm: SiteId,
-    q: SiteId,
-    k: SiteId,
-    v: SiteId,
-    o: SiteId,
-    /// The attention site: keys and values.
-    attention: SiteId,
-    /// The hidden site after it.
-    after: SiteId,
 }
 
 /// A feed-forward with its norm.
