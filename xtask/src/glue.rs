@@ -1,5 +1,6 @@
 //! Quality on real data beside HF PEFT: the same methods, tasks of GLUE, settings and seeds, ours and theirs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +62,9 @@ pub(crate) struct Method {
     pub(crate) tasks: Vec<String>,
     /// Keys of a run that it sets.
     set: Map<String, Value>,
+    /// Keys that it sets on one task alone, by the task's name.
+    #[serde(default)]
+    on: BTreeMap<String, Map<String, Value>>,
 }
 
 /// A task of bench/glue/tasks.yaml.
@@ -96,15 +100,18 @@ pub(crate) fn run(arguments: &BenchGlue) -> anyhow::Result<()> {
     let program = if sides.contains(&Side::Ours) { Some(build()?) } else { None };
     let python = python(arguments.venv.as_deref())?;
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let mut results = GlueResults::of_day(&repository(), today(), machine(), versions(&python)?)?;
     let overrides: Map<String, Value> =
         arguments.overrides.iter().map(|text| key_value(text)).collect::<Result<_, _>>()?;
+    let mut results = GlueResults::of_day(&repository(), today(), machine(), versions(&python)?)?;
+    if !overrides.is_empty() {
+        results.runs.clear();
+    }
     // Whole seeds one after the other, so that what there is of an unfinished measurement can be compared.
     for seed in &arguments.seeds {
         for (method, task) in plan.cells(arguments) {
             for side in &sides {
                 let name = format!("{}, {}, seed {seed}, {side:?}", method.name, task.name);
-                if overrides.is_empty() && results.has(&method.name, &task.name, *seed, *side) {
+                if results.has(&method.name, &task.name, *seed, *side) {
                     report(&format!("{name}: known"));
                     continue;
                 }
@@ -169,6 +176,7 @@ impl Plan {
         let mut settings = self.run.clone();
         settings.extend(task.set.clone());
         settings.extend(method.set.clone());
+        settings.extend(method.on.get(&task.name).cloned().unwrap_or_default());
         settings.extend([
             ("model_name_or_path".to_owned(), json!(arguments.model)),
             ("train_file".to_owned(), json!(train)),
@@ -232,6 +240,7 @@ mod tests {
         for method in &plan.methods {
             assert!(!method.tasks.is_empty() && method.tasks.iter().all(|task| tasks.contains(&task)), "{method:?}");
             assert!(method.set.contains_key("learning_rate") && method.set.contains_key("peft"), "{method:?}");
+            assert!(method.on.keys().all(|task| method.tasks.contains(task)), "{method:?}");
         }
         assert_eq!(plan.methods.iter().map(|method| method.tasks.len()).sum::<usize>(), 17);
     }
