@@ -107,6 +107,8 @@ Examples:
   tunesmith train run.yaml learning_rate=1e-4 peft.r=16 output_dir=runs/r16
   tunesmith train run.yaml --resume        go on after Ctrl-C or a crash, bit for bit
   tunesmith train run.yaml peft=null adapter_name_or_path=runs/first output_dir=runs/second     go on with an adapter
+  tunesmith train run.yaml --each 'learning_rate=[1e-4, 3e-4, 1e-3]'     three adapters in one pass
+  tunesmith train lora.yaml --with prefix.yaml --with houlsby.yaml       three methods in one pass
 
 A small run.yaml:
   model_name_or_path: smollm2-135m-instruct
@@ -197,6 +199,13 @@ pub(crate) struct TrainArgs {
     /// Values in place of the file's, such as learning_rate=1e-4 or peft.r=16
     #[arg(value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
+    /// One adapter for each value, all trained in one pass over the base: learning_rate=[1e-4, 1e-3]; several give every
+    /// combination. Each goes to a folder of output_dir
+    #[arg(long, value_name = "KEY=[VALUES]")]
+    pub(crate) each: Vec<String>,
+    /// Another run's configuration, trained in the same pass over the same base
+    #[arg(long, value_name = "CONFIG.yaml")]
+    pub(crate) with: Vec<PathBuf>,
     /// Go on from the last checkpoint in output_dir
     #[arg(long)]
     pub(crate) resume: bool,
@@ -348,6 +357,9 @@ pub(crate) struct BenchArgs {
     /// A name that was pulled, a Hugging Face folder, or a .gguf file
     #[arg(value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
+    /// Adapters that are trained together, each on a batch of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) adapters: usize,
     /// Sequences in a training batch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) batch: usize,

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tunesmith_methods::{BuiltAdapter, ModelDescription, load_adapter, load_config};
 use tunesmith_models::{HeadOptions, LoadOptions, Model, Pretrained, Task, load};
 use tunesmith_tensor::{Adapter, Precision, Workspace};
-use tunesmith_train::describe;
+use tunesmith_train::{Subject, describe};
 
 use crate::args::ModelArgs;
 use crate::failure::Misuse;
@@ -122,6 +122,11 @@ impl Base {
     /// Buffers and kernels for the precision that the model was loaded in.
     pub(crate) fn workspace(&self) -> Workspace {
         Workspace::with_precision(self.pretrained.precision)
+    }
+
+    /// What is evaluated of it.
+    pub(crate) fn subject<'a>(&'a self, adapters: &'a [Option<&'a Adapter>], workspace: &'a Workspace) -> Subject<'a> {
+        Subject { model: self.model(), tokenizer: &self.pretrained.tokenizer, adapters, workspace }
     }
 
     /// The model.

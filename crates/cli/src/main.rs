@@ -22,6 +22,7 @@ mod subspaces;
 mod task_file;
 mod terminal;
 mod training;
+mod watcher;
 mod workbench;
 
 use std::process::ExitCode;

@@ -1,35 +1,30 @@
 //! A training run, from its configuration to the adapter: what `train` and `quickstart` share.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tunesmith_methods::{
-    BuiltAdapter, DyLoraConfig, LoraPlus, MethodConfig, MethodError, PEFT_VERSION, build, load_checkpoint,
-    save_adapter, save_checkpoint, with_rank,
+    BuiltAdapter, DyLoraConfig, LoraPlus, MethodConfig, MethodError, build, load_checkpoint, save_adapter,
+    save_checkpoint, with_rank,
 };
 use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task};
 use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
-    DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Progress as Update, Records,
-    Report, Run, Start, TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainerState,
-    TrainingSet, Validation, generation_cases, peak_memory, read_records, read_task_rows, task_dataset, task_labels,
-    tokenize,
+    DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Records, Report, Run, Start,
+    TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainingSet, Validation,
+    generation_cases, read_records, read_task_rows, task_dataset, task_labels, tokenize,
 };
 
 use crate::base::{Base, SharedBase};
 use crate::config::{RunConfig, text_metrics};
-use crate::failure::{Misuse, told};
+use crate::failure::Misuse;
 use crate::interrupt::Interrupt;
-use crate::progress::{Progress, Reading};
 use crate::rank_choice::{ChosenRank, measure_ranks};
 use crate::task_file::{self, TaskFile};
 use crate::terminal;
-
-/// The resolved configuration within a run's folder.
-const CONFIG_FILE: &str = "config.yaml";
+use crate::watcher::{Detail, Watcher};
 
 /// A run whose model and data are loaded.
 pub(crate) struct Training {
@@ -156,9 +151,9 @@ impl Training {
         };
         let (base, arguments) = (&self.base, &self.config.arguments);
         let set = self.validation.as_deref().context("the configuration was checked for a held-out set")?;
-        let (tokenizer, limit) = (&base.pretrained.tokenizer, arguments.eval_batch_limit());
+        let limit = arguments.eval_batch_limit();
         let measured = measure_ranks(base, built, config.ranks(), |adapter| {
-            set.evaluate(base.model(), tokenizer, Some(adapter), &self.workspace, limit)
+            set.evaluate(&base.subject(&[Some(adapter)], &self.workspace), limit)
         })?;
         let chosen = ChosenRank::of(&measured, arguments.metric_for_best_model, config.rank_tolerance)?;
         *built = base.describe(|description| with_rank(built, chosen.rank, description))?;
@@ -170,7 +165,7 @@ impl Training {
     pub(crate) fn run(&self, built: &mut BuiltAdapter, start: Start, interrupt: &Interrupt) -> anyhow::Result<Report> {
         let mut watcher = Watcher::new(&self.config, interrupt, Detail::Everything);
         let ended = self.run_watched(built, start, &mut watcher);
-        watcher.progress.finish();
+        watcher.finish();
         ended
     }
 
@@ -181,49 +176,74 @@ impl Training {
         start: Start,
         observer: &mut dyn Observer,
     ) -> anyhow::Result<Report> {
+        let pieces = self.pieces(built.config.clone());
+        Ok(pieces.run(self, &self.workspace).train(built, start, observer)?)
+    }
+
+    /// What a run of this method needs beside the adapter.
+    pub(crate) fn pieces(&self, method: MethodConfig) -> Pieces<'_> {
         let Self { config, base, .. } = self;
-        let (method, seed) = (built.config.clone(), Seed(config.arguments.seed));
-        let ended = base.describe(|description| {
-            let rate = config.arguments.learning_rate;
-            let plus = LoraPlus {
-                loraplus_lr_ratio: config.run.loraplus_lr_ratio.unwrap_or(1.0),
-                loraplus_weight_decay: config.arguments.weight_decay,
-                // Without LoRA+ embeddings learn like everything else.
-                loraplus_lr_embedding: match config.run.loraplus_lr_ratio {
-                    Some(_) => config.run.loraplus_lr_embedding,
-                    None => rate,
-                },
-            };
-            let group = |parameter: &Parameter| ParameterGroup {
+        let rate = config.arguments.learning_rate;
+        let plus = LoraPlus {
+            loraplus_lr_ratio: config.run.loraplus_lr_ratio.unwrap_or(1.0),
+            loraplus_weight_decay: config.arguments.weight_decay,
+            // Without LoRA+ embeddings learn like everything else.
+            loraplus_lr_embedding: match config.run.loraplus_lr_ratio {
+                Some(_) => config.run.loraplus_lr_embedding,
+                None => rate,
+            },
+        };
+        let seed = Seed(config.arguments.seed);
+        Pieces {
+            group: Box::new(move |parameter| ParameterGroup {
                 learning_rate_scale: plus.learning_rate_scale(parameter, rate),
                 weight_decay: plus.weight_decay(parameter) > 0.0,
-            };
-            Run {
-                model: base.model(),
-                tokenizer: &base.pretrained.tokenizer,
-                workspace: &self.workspace,
-                arguments: &config.arguments,
-                examples: self.train.as_ref(),
-                validation: self.validation.as_deref(),
-                output_dir: &config.run.output_dir,
-                config: config.resolved(),
-                group: &group,
-                write_adapter: &|built, folder| {
-                    save_adapter(folder, built).map_err(|error| as_train_error(folder, error))?;
-                    let written = self.task_file.as_ref().map_or(Ok(()), |file| file.write(folder));
-                    written.map_err(|source| TrainError::Io { action: "write", path: folder.to_path_buf(), source })
-                },
-                write_checkpoint: &|built, folder| {
-                    save_checkpoint(folder, built).map_err(|error| as_train_error(folder, error))
-                },
-                read_checkpoint: &|folder| {
-                    let loaded = load_checkpoint(folder, &method, description, seed);
-                    loaded.map_err(|error| as_train_error(folder, error))
-                },
-            }
-            .train(built, start, observer)
-        });
-        Ok(ended?)
+            }),
+            write_adapter: Box::new(|built, folder| {
+                save_adapter(folder, built).map_err(|error| as_train_error(folder, error))?;
+                let written = self.task_file.as_ref().map_or(Ok(()), |file| file.write(folder));
+                written.map_err(|source| TrainError::Io { action: "write", path: folder.to_path_buf(), source })
+            }),
+            write_checkpoint: Box::new(|built, folder| {
+                save_checkpoint(folder, built).map_err(|error| as_train_error(folder, error))
+            }),
+            read_checkpoint: Box::new(move |folder| {
+                let loaded = base.describe(|description| load_checkpoint(folder, &method, description, seed));
+                loaded.map_err(|error| as_train_error(folder, error))
+            }),
+        }
+    }
+}
+
+/// What a run needs beside the adapter.
+pub(crate) struct Pieces<'a> {
+    group: Box<dyn Fn(&Parameter) -> ParameterGroup + 'a>,
+    write_adapter: Box<WriteFolder<'a>>,
+    write_checkpoint: Box<WriteFolder<'a>>,
+    read_checkpoint: Box<ReadFolder<'a>>,
+}
+
+type WriteFolder<'a> = dyn Fn(&BuiltAdapter, &Path) -> Result<(), TrainError> + 'a;
+type ReadFolder<'a> = dyn Fn(&Path) -> Result<BuiltAdapter, TrainError> + 'a;
+
+impl Pieces<'_> {
+    /// The run.
+    pub(crate) fn run<'b>(&'b self, training: &'b Training, workspace: &'b Workspace) -> Run<'b> {
+        let Training { config, base, train, validation, .. } = training;
+        Run {
+            model: base.model(),
+            tokenizer: &base.pretrained.tokenizer,
+            workspace,
+            arguments: &config.arguments,
+            examples: train.as_ref(),
+            validation: validation.as_deref(),
+            output_dir: &config.run.output_dir,
+            config: config.resolved(),
+            group: &self.group,
+            write_adapter: &self.write_adapter,
+            write_checkpoint: &self.write_checkpoint,
+            read_checkpoint: &self.read_checkpoint,
+        }
     }
 }
 
@@ -363,69 +383,6 @@ fn as_train_error(folder: &Path, error: MethodError) -> TrainError {
     }
 }
 
-/// Shows a run's progress, and stops it on Ctrl-C.
-pub(crate) struct Watcher<'a> {
-    config: &'a RunConfig,
-    interrupt: &'a Interrupt,
-    pub(crate) progress: Progress,
-    detail: Detail,
-    tokens: u64,
-    seconds: f64,
-}
-
-/// How much is said of a run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Detail {
-    /// Steps, evaluations and checkpoints.
-    Everything,
-    /// Steps: one of many runs.
-    Steps,
-}
-
-impl<'a> Watcher<'a> {
-    pub(crate) fn new(config: &'a RunConfig, interrupt: &'a Interrupt, detail: Detail) -> Self {
-        Self { config, interrupt, progress: Progress::new(0, 0), detail, tokens: 0, seconds: 0.0 }
-    }
-
-    fn note(&self, text: &str) {
-        if self.detail == Detail::Everything {
-            self.progress.note(text);
-        }
-    }
-}
-
-impl Observer for Watcher<'_> {
-    fn on_start(&mut self, state: &TrainerState) {
-        self.progress = Progress::new(state.max_steps, state.global_step);
-        if let Err(error) = write_config(self.config) {
-            self.progress.note(&format!("warning: {}", told(&error)));
-        }
-    }
-
-    fn on_step(&mut self, update: &Update) {
-        self.tokens += update.tokens;
-        self.seconds += update.seconds;
-        self.progress.step(Reading {
-            step: update.step,
-            loss: update.loss,
-            tokens_per_second: self.tokens as f64 / self.seconds.max(f64::MIN_POSITIVE),
-            peak_memory: peak_memory(),
-        });
-    }
-
-    fn on_evaluation(&mut self, step: u64, evaluation: &Evaluation) {
-        self.note(&format!("step {step}: validation {}", describe(evaluation)));
-    }
-
-    fn on_checkpoint(&mut self, path: &Path) {
-        self.note(&format!("saved {}", path.display()));
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.interrupt.requested()
-    }
-}
-
 /// An evaluation in a few words.
 pub(crate) fn describe(evaluation: &Evaluation) -> String {
     let values = evaluation.metrics.iter().map(|(key, value)| format!("{key} {}", rounded(*value)));
@@ -435,18 +392,4 @@ pub(crate) fn describe(evaluation: &Evaluation) -> String {
 /// A metric's value as people read it: one on a scale of 1 with four decimals, one on a scale of 100 with two.
 pub(crate) fn rounded(value: f64) -> String {
     if value.abs() < 10.0 { format!("{value:.4}") } else { format!("{value:.2}") }
-}
-
-/// Writes what the run was made with beside its results.
-fn write_config(config: &RunConfig) -> anyhow::Result<()> {
-    let path = config.run.output_dir.join(CONFIG_FILE);
-    let text = format!(
-        "# Every value of this run, defaults included; `tunesmith train {CONFIG_FILE}` repeats it.\n\
-         # Made by tunesmith {} for {} {}; adapter files as of PEFT {PEFT_VERSION}.\n{}",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::OS,
-        std::env::consts::ARCH,
-        config.to_yaml()?
-    );
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -25,7 +25,8 @@ use crate::config::{RunConfig, Written};
 use crate::failure::{Interrupted, Misuse, told};
 use crate::interrupt::Interrupt;
 use crate::terminal;
-use crate::training::{Detail, Training, Watcher, load_options};
+use crate::training::{Training, load_options};
+use crate::watcher::{Detail, Watcher};
 
 /// Carries out the runs of one study.
 pub(crate) struct Bench {
@@ -141,7 +142,7 @@ impl Bench {
             }
             ended => ended,
         };
-        watcher.progress.finish();
+        watcher.finish();
         let report = report?;
         if let Ending::Stopped(_) = report.ending {
             let text = "stopped; what is finished is kept. The same command goes on".to_owned();
@@ -175,11 +176,12 @@ impl Bench {
     /// Everything that is measured of a model that is not changed any more.
     fn evaluate(&self, spec: &RunSpec, training: &Training, adapter: Option<&Adapter>) -> anyhow::Result<Measured> {
         let mut measured = Measured { base_parameters: training.base.values() as u64, ..Measured::default() };
-        let (model, tokenizer) = (training.base.model(), &training.base.pretrained.tokenizer);
-        let (workspace, limit) = (&training.workspace, training.config.arguments.eval_batch_limit());
+        let adapters = [adapter];
+        let subject = training.base.subject(&adapters, &training.workspace);
+        let limit = training.config.arguments.eval_batch_limit();
         let mut measure = |name: &str, set: &dyn HeldOut| -> anyhow::Result<()> {
             let start = Instant::now();
-            let evaluation = set.evaluate(model, tokenizer, adapter, workspace, limit)?;
+            let evaluation = set.evaluate(&subject, limit)?;
             let seconds = start.elapsed().as_secs_f64();
             if measured.tests.is_empty() {
                 let lengths = set.lengths();
@@ -187,7 +189,7 @@ impl Bench {
                 let own = adapter.map_or(0, Adapter::virtual_tokens) as f64;
                 let tokens = lengths.iter().sum::<usize>() as f64 / count + own;
                 measured.prediction = Cost { examples: lengths.len() as u64, tokens, seconds: seconds / count };
-                measured.samples = set.samples(model, tokenizer, adapter, workspace, spec.samples)?;
+                measured.samples = set.samples(&subject, spec.samples)?;
             }
             measured.tests.insert(name.to_owned(), evaluation.metrics);
             Ok(())

@@ -1,9 +1,9 @@
 //! Speed and memory of a LoRA training step: random tokens, every position labelled, LoRA on all linears, AdamW; the
 //! whole step (forward, backward, update) is timed, the first left out.
 //!
-//! `cargo bench -p tunesmith-train --bench lora_step -- MODEL [PRECISION [BATCH [SEQUENCE [RANK [STEPS]]]]]`, MODEL being
-//! a Hugging Face folder or a GGUF file, PRECISION `float32` or `bf16`. Prints the time of each operation, and one line
-//! of JSON. `tunesmith bench` does more.
+//! `cargo bench -p tunesmith-train --bench lora_step -- MODEL [PRECISION [BATCH [SEQUENCE [RANK [STEPS [ADAPTERS]]]]]]`,
+//! MODEL being a Hugging Face folder or a GGUF file, PRECISION `float32` or `bf16`, ADAPTERS how many are trained together,
+//! each on a batch of its own. Prints the time of each operation, and one line of JSON. `tunesmith bench` does more.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
@@ -30,11 +30,12 @@ fn main() {
             named.expect("a precision is float32 or bf16").1
         }
     };
-    let (batch, sequence, rank, steps) = (number(2, 4), number(3, 256), number(4, 8), number(5, 6));
+    let (batch, sequence, rank, steps, adapters) =
+        (number(2, 4), number(3, 256), number(4, 8), number(5, 6), number(6, 1));
     let options = LoadOptions { precision, ..LoadOptions::default() };
     let pretrained = load(Path::new(path), &options).expect("the model loads");
     let peft = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"});
-    let benchmark = StepBenchmark { batch, sequence, steps, peft };
+    let benchmark = StepBenchmark { adapters, batch, sequence, steps, peft };
     let workspace = Workspace::with_precision(precision);
     let measured = benchmark.run(&*pretrained.model, &workspace).expect("the adapter fits");
     for operation in &measured.operations {
@@ -42,7 +43,7 @@ fn main() {
         println!("{name:24} {direction:9} {:9.2} ms {:7.1} calls", operation.seconds * 1e3, operation.calls);
     }
     let result = json!({
-        "batch": batch, "seq": sequence, "rank": rank, "precision": precision.name(),
+        "adapters": adapters, "batch": batch, "seq": sequence, "rank": rank, "precision": precision.name(),
         "threads": rayon::current_num_threads(),
         "tokens_per_s": measured.tokens_per_second(),
         "peak_rss_gb": measured.peak_memory.map(|bytes| bytes as f64 / 1e9),

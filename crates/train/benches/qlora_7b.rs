@@ -44,7 +44,7 @@ fn main() {
     let loaded = peak_memory();
 
     let peft = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": "all-linear"});
-    let benchmark = StepBenchmark { batch: 1, sequence, steps, peft };
+    let benchmark = StepBenchmark { adapters: 1, batch: 1, sequence, steps, peft };
     let measured =
         benchmark.run(&model, &Workspace::with_precision(precision).checkpointing(true)).expect("the adapter fits");
     for operation in measured.operations.iter().take(12) {

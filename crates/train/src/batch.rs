@@ -4,6 +4,7 @@ use tunesmith_models::{DecoderInputs, Inputs, Model, Task};
 use tunesmith_tensor::{Adapter, Forward, Gradients, IGNORED_TARGET, Seed, Segments, Tape, Workspace};
 
 use crate::Example;
+use crate::joint::{Part, joint_loss};
 use crate::losses::{Loss, Targets, loss};
 
 /// Examples to train on or to compute a loss of.
@@ -121,12 +122,21 @@ impl Batch {
     /// The summed loss of the batch on `tape`.
     pub fn loss(&self, tape: &mut Tape, model: &dyn Model, adapter: Option<&Adapter>) -> Loss {
         let mut forward = Forward::new(tape, self.segments.clone(), adapter);
-        let is_text = model.info().head.task == Task::CausalLm;
-        if let (Targets::Classes(targets), true) = (&self.targets, is_text) {
-            forward = forward.with_prompts(prompts(&self.segments, targets));
+        if let Some(prompts) = self.prompts(model) {
+            forward = forward.with_prompts(prompts);
         }
         let hidden = model.hidden_states(&mut forward, &self.inputs(), None);
         loss(model, &mut forward, &hidden, &self.targets)
+    }
+
+    /// The length of each sequence's prompt; `None` of a model that continues no texts.
+    pub(crate) fn prompts(&self, model: &dyn Model) -> Option<Vec<usize>> {
+        match &self.targets {
+            Targets::Classes(targets) if model.info().head.task == Task::CausalLm => {
+                Some(prompts(&self.segments, targets))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -152,22 +162,10 @@ pub fn mean_loss(
     let labelled: usize = batches.iter().map(Batch::labelled).sum();
     let mut sum = 0.0;
     for (number, batch) in batches.iter().enumerate() {
-        sum += workspace.run(|| {
-            let mut tape = match dropout {
-                Some(seed) => Tape::training(workspace, seed.derive("batch", number as u64)),
-                None => Tape::differentiating(workspace),
-            };
-            if workspace.is_checkpointing() {
-                tape = tape.checkpointing();
-            }
-            let loss = batch.loss(&mut tape, model, Some(adapter));
-            let sum = f64::from(loss.sum.value().data()[0]);
-            tape.backward_rerunning(loss.sum, 1.0 / labelled as f32, gradients, &|tape| {
-                let mut forward = Forward::new(tape, batch.segments.clone(), Some(adapter));
-                model.hidden_states(&mut forward, &batch.inputs(), None);
-            });
-            sum
-        });
+        let dropout = dropout.map(|seed| seed.derive("batch", number as u64));
+        sum += joint_loss(&[Part { batch, adapter, labelled }], model, workspace, dropout, gradients)
+            .into_iter()
+            .sum::<f64>();
     }
     sum / labelled as f64
 }

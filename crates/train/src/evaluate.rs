@@ -2,12 +2,12 @@
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use tunesmith_models::{GenerationOptions, Model, TextTokenizer, generate};
-use tunesmith_tensor::{Adapter, Seed, Tape, Workspace};
+use tunesmith_models::{GenerationOptions, generate};
+use tunesmith_tensor::{Seed, Tape};
 
 use crate::metrics::{METRICS, Metric, MetricValue, Scorer};
 use crate::tasks::majority;
-use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, TrainError, TrainingSet};
+use crate::{BatchLimit, BatchPlan, Example, GenerationCase, SamplingStrategy, Subject, TrainError, TrainingSet};
 
 /// Prompts that are continued together.
 const GENERATION_BATCH: usize = 32;
@@ -65,14 +65,7 @@ pub trait HeldOut {
     ///
     /// # Errors
     /// [`TrainError::ExceedsBudget`], [`TrainError::References`], or that a metric cannot be computed.
-    fn evaluate(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        limit: BatchLimit,
-    ) -> Result<Evaluation, TrainError>;
+    fn evaluate(&self, subject: &Subject<'_>, limit: BatchLimit) -> Result<Evaluation, TrainError>;
 
     /// Tokens of every example that a prediction reads.
     fn lengths(&self) -> Vec<usize>;
@@ -81,14 +74,7 @@ pub trait HeldOut {
     ///
     /// # Errors
     /// [`TrainError::ExceedsBudget`].
-    fn samples(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        count: usize,
-    ) -> Result<Vec<Sample>, TrainError>;
+    fn samples(&self, subject: &Subject<'_>, count: usize) -> Result<Vec<Sample>, TrainError>;
 }
 
 /// A held-out set of texts: examples for the loss and perhaps prompts for generations.
@@ -112,21 +98,17 @@ pub struct GenerationTask {
 }
 
 impl GenerationTask {
-    /// Continues every prompt and scores the texts against the references; of several adapters the text that most of them
-    /// write, and the first's among equals. `on_done(n)` says how many are done.
+    /// Continues every prompt and scores the texts against the references. `on_done(n)` says how many are done.
     ///
     /// # Errors
     /// [`TrainError::References`].
     pub fn score(
         &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapters: &[Option<&Adapter>],
-        workspace: &Workspace,
+        subject: &Subject<'_>,
         on_done: impl FnMut(usize),
     ) -> Result<(IndexMap<String, f64>, Vec<String>), TrainError> {
         let prompts: Vec<Vec<u32>> = self.cases.iter().map(|case| case.prompt_ids.clone()).collect();
-        let texts = generate_all(model, tokenizer, adapters, workspace, &prompts, &self.options, on_done);
+        let texts = generate_all(subject, &prompts, &self.options, on_done);
         let references: Vec<Vec<String>> = self.cases.iter().map(|case| case.references.clone()).collect();
         let mut measured = IndexMap::new();
         for metric in &self.metrics {
@@ -138,17 +120,10 @@ impl GenerationTask {
     }
 
     /// Continues the first `count` prompts.
-    pub(crate) fn samples(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        count: usize,
-    ) -> Vec<Sample> {
+    pub(crate) fn samples(&self, subject: &Subject<'_>, count: usize) -> Vec<Sample> {
         let cases = &self.cases[..count.min(self.cases.len())];
         let prompts: Vec<Vec<u32>> = cases.iter().map(|case| case.prompt_ids.clone()).collect();
-        let texts = generate_all(model, tokenizer, &[adapter], workspace, &prompts, &self.options, |_| {});
+        let texts = generate_all(subject, &prompts, &self.options, |_| {});
         let sample = |(case, output): (&GenerationCase, String)| Sample {
             input: case.prompt.clone(),
             expected: case.references.join("\n"),
@@ -157,22 +132,26 @@ impl GenerationTask {
         cases.iter().zip(texts).map(sample).collect()
     }
 
+    /// Tokens of every prompt.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        self.cases.iter().map(|case| case.prompt_ids.len()).collect()
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &'static MetricValue> {
         self.metrics.iter().filter(|metric| metric.needs_texts()).flat_map(|metric| metric.values)
     }
 }
 
-/// The mean loss over `examples`, in batches within `limit`; of several adapters the mean of theirs.
+/// The mean loss over `examples`, in batches within `limit`.
 ///
 /// # Errors
 /// [`TrainError::ExceedsBudget`] if an example exceeds the limit; [`TrainError::NoExamples`].
 pub fn evaluate_loss(
-    model: &dyn Model,
-    adapters: &[Option<&Adapter>],
-    workspace: &Workspace,
+    subject: &Subject<'_>,
     examples: &dyn TrainingSet,
     limit: BatchLimit,
 ) -> Result<Evaluation, TrainError> {
+    let Subject { model, adapters, workspace, .. } = *subject;
     let lengths = examples.lengths();
     if lengths.is_empty() {
         return Err(TrainError::NoExamples { purpose: "evaluate on" });
@@ -193,14 +172,12 @@ pub fn evaluate_loss(
 /// Continues every prompt and returns the texts, in the prompts' order: of several adapters, which run side by side in one
 /// batch, the text that most of them write, and the first's among equals. Prompts of similar length run together.
 pub fn generate_all(
-    model: &dyn Model,
-    tokenizer: &TextTokenizer,
-    adapters: &[Option<&Adapter>],
-    workspace: &Workspace,
+    subject: &Subject<'_>,
     prompts: &[Vec<u32>],
     options: &GenerationOptions,
     mut on_done: impl FnMut(usize),
 ) -> Vec<String> {
+    let Subject { model, tokenizer, adapters, workspace } = *subject;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| prompts[*index].len());
     let mut texts = vec![String::new(); prompts.len()];
@@ -230,38 +207,22 @@ impl HeldOut for Validation {
         Evaluation::of_loss(0.0, 0).metrics.into_keys().chain(generated).collect()
     }
 
-    fn evaluate(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        limit: BatchLimit,
-    ) -> Result<Evaluation, TrainError> {
-        let adapters = [adapter];
-        let mut evaluation = evaluate_loss(model, &adapters, workspace, &self.examples, limit)?;
+    fn evaluate(&self, subject: &Subject<'_>, limit: BatchLimit) -> Result<Evaluation, TrainError> {
+        let mut evaluation = evaluate_loss(subject, &self.examples, limit)?;
         if let Some(task) = &self.generation {
-            evaluation.metrics.extend(task.score(model, tokenizer, &adapters, workspace, |_| {})?.0);
+            evaluation.metrics.extend(task.score(subject, |_| {})?.0);
         }
         Ok(evaluation)
     }
 
     fn lengths(&self) -> Vec<usize> {
         match &self.generation {
-            Some(task) => task.cases.iter().map(|case| case.prompt_ids.len()).collect(),
+            Some(task) => task.lengths(),
             None => self.examples.iter().map(|example| example.ids.len()).collect(),
         }
     }
 
-    fn samples(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        count: usize,
-    ) -> Result<Vec<Sample>, TrainError> {
-        let task = self.generation.iter();
-        Ok(task.flat_map(|task| task.samples(model, tokenizer, adapter, workspace, count)).collect())
+    fn samples(&self, subject: &Subject<'_>, count: usize) -> Result<Vec<Sample>, TrainError> {
+        Ok(self.generation.iter().flat_map(|task| task.samples(subject, count)).collect())
     }
 }

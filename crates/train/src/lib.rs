@@ -8,6 +8,7 @@ mod data;
 mod error;
 mod evaluate;
 mod intrinsic_dimension;
+mod joint;
 mod losses;
 mod memory;
 mod memory_plan;
@@ -19,6 +20,7 @@ mod run_log;
 mod schedule;
 pub mod statistics;
 mod step_benchmark;
+mod subject;
 mod tasks;
 mod trainer;
 
@@ -33,6 +35,7 @@ pub use data::{
 pub use error::TrainError;
 pub use evaluate::{Evaluation, GenerationTask, HeldOut, Sample, Validation, evaluate_loss, generate_all};
 pub use intrinsic_dimension::{Candidate, CurvePoint, DimensionSearch, IntrinsicDimension, NextTrial, Trial};
+pub use joint::{Part, joint_loss};
 pub use losses::{Loss, Targets};
 pub use memory::{page_faults, peak_memory, reset_peak_memory};
 pub use memory_plan::{ByteSize, GradientCheckpointing, MemoryEstimate};
@@ -45,9 +48,10 @@ pub use optimizer::{
 pub use run_log::{EvaluationLine, LogLine, RunLog, TrainingLine, read_log};
 pub use schedule::{LearningRateSchedule, Ramp, SchedulerOptions, SchedulerType};
 pub use step_benchmark::{OperationTime, StepBenchmark, StepMeasurement};
+pub use subject::Subject;
 pub use tasks::{
     Prediction, Question, Target, TaskContext, TaskDataset, TaskExample, TaskOptions, TaskRows, TaskValidation, Window,
     read_task_rows, task_dataset, task_labels,
 };
-pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start};
+pub use trainer::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start, Trainee, train_together};
 pub use tunesmith_describe::describe;

@@ -122,7 +122,7 @@ impl MemoryEstimate {
         /// Value, gradient and AdamW's two means.
         const TRAINED_BYTES: usize = 16;
         /// Rows whose logits exist at one time, with what becomes of them.
-        const LOGIT_ROWS: usize = 256;
+        const LOGIT_ROWS: usize = 512;
         const PROGRAM: usize = 60_000_000;
         let info = model.info();
         // A linear layer keeps its input for its tuner, and what it gives out for the operation after it.

@@ -4,18 +4,21 @@
 use std::time::Instant;
 
 use serde_json::Value;
-use tunesmith_methods::{MethodConfig, MethodError, build};
+use tunesmith_methods::{BuiltAdapter, MethodConfig, MethodError, build};
 use tunesmith_models::Model;
-use tunesmith_tensor::{Direction, Gradients, Profile, Seed, Workspace};
+use tunesmith_tensor::{Adapter, Direction, Gradients, Parameter, Profile, Seed, Workspace};
 
 use crate::{
-    AdamW, Batch, Example, Optimizer, ParameterGroup, clip_grad_norm, describe, mean_loss, page_faults, peak_memory,
+    AdamW, Batch, Example, Optimizer, ParameterGroup, Part, clip_grad_norm, describe, joint_loss, page_faults,
+    peak_memory,
 };
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct StepBenchmark {
-    /// Sequences in the batch.
+    /// Adapters that are trained together, each on a batch of its own.
+    pub adapters: usize,
+    /// Sequences in a batch.
     pub batch: usize,
     /// Tokens in a sequence.
     pub sequence: usize,
@@ -32,7 +35,7 @@ pub struct StepMeasurement {
     pub seconds: Vec<f64>,
     /// Tokens of a step.
     pub tokens: usize,
-    /// Trained values.
+    /// Trained values of all adapters.
     pub trainable: usize,
     /// The largest resident size that the process has had, in bytes.
     pub peak_memory: Option<u64>,
@@ -67,7 +70,7 @@ impl StepMeasurement {
 }
 
 impl StepBenchmark {
-    /// Trains a new adapter for `steps` steps.
+    /// Trains new adapters for `steps` steps.
     ///
     /// # Errors
     /// [`MethodError`] if the method's configuration doesn't fit the model.
@@ -75,8 +78,16 @@ impl StepBenchmark {
         let profile = Profile::default();
         let workspace = workspace.clone().profiled(&profile);
         let config = MethodConfig::from_run_file(&self.peft)?;
-        let mut adapter = describe(model, None, None, |model| build(&config, model, Seed(0)))?.adapter;
-        let mut optimizer = Optimizer::new(AdamW::default(), 0.0, &adapter.parameters(), |_| ParameterGroup::default());
+        let new = |seed| describe(model, None, None, |model| build(&config, model, Seed(seed)));
+        let built = (0..self.adapters as u64).map(new).collect::<Result<Vec<_>, _>>()?;
+        let mut trained: Vec<(Adapter, Optimizer)> = built
+            .into_iter()
+            .map(|BuiltAdapter { adapter, .. }| {
+                let group = |_: &Parameter| ParameterGroup::default();
+                let optimizer = Optimizer::new(AdamW::default(), 0.0, &adapter.parameters(), group);
+                (adapter, optimizer)
+            })
+            .collect();
         let mut stream = Seed(0).stream("tokens", 0);
         let vocabulary = model.info().vocab_size as u64;
         let examples: Vec<Example> = (0..self.batch)
@@ -91,14 +102,21 @@ impl StepBenchmark {
         for step in 0..self.steps {
             let (start, faults_before) = (Instant::now(), page_faults());
             let batch = Batch::new(&examples);
+            let labelled = batch.labelled();
             gradients.clear();
+            let parts = trained.iter().map(|(adapter, _)| Part { batch: &batch, adapter, labelled });
             let dropout = Some(Seed(step as u64));
-            loss = mean_loss(&[batch], model, &adapter, &workspace, dropout, &mut gradients);
+            let sums = joint_loss(&parts.collect::<Vec<_>>(), model, &workspace, dropout, &mut gradients);
+            loss = sums.iter().sum::<f64>() / (labelled * self.adapters) as f64;
             let passed = Instant::now();
-            clip_grad_norm(&adapter.parameters(), &mut gradients, 1.0);
+            for (adapter, _) in &trained {
+                clip_grad_norm(&adapter.parameters(), &mut gradients, 1.0);
+            }
             let clipped = Instant::now();
-            let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4);
-            updated.expect("every trained tensor of a model is reached");
+            for (adapter, optimizer) in &mut trained {
+                let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4);
+                updated.expect("every trained tensor of a model is reached");
+            }
             if step == 0 {
                 profile.reset();
                 continue;
@@ -127,8 +145,8 @@ impl StepBenchmark {
         operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Ok(StepMeasurement {
             seconds,
-            tokens: self.batch * self.sequence,
-            trainable: adapter.parameters().iter().map(|parameter| parameter.value().data().len()).sum(),
+            tokens: self.adapters * self.batch * self.sequence,
+            trainable: trained.iter().map(|(adapter, _)| adapter.trainable_values()).sum(),
             peak_memory: peak_memory(),
             page_faults: faults.into_iter().min(),
             operations,

@@ -33,7 +33,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let products = products(base.model(), &Workspace::with_precision(precision), args.batch * args.seq);
     terminal::note("measuring training …");
     let peft = peft(&args.method, args.rank);
-    let benchmark = StepBenchmark { batch: args.batch, sequence: args.seq, steps: args.steps.max(2), peft };
+    let benchmark = StepBenchmark {
+        adapters: args.adapters,
+        batch: args.batch,
+        sequence: args.seq,
+        steps: args.steps.max(2),
+        peft,
+    };
     let step = benchmark.run(base.model(), &workspace)?;
     let mut generation = Vec::new();
     if !args.no_generation && base.model().info().head.task == Task::CausalLm {

@@ -47,17 +47,19 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     let limit = BatchLimit::Sequences(args.batch_size);
     if let Some(ranks) = Ranks::of(args)? {
         let evaluate =
-            |adapter: &Adapter| evaluate_loss(base.model(), &[Some(adapter)], &workspace, &dataset.examples, limit);
+            |adapter: &Adapter| evaluate_loss(&base.subject(&[Some(adapter)], &workspace), &dataset.examples, limit);
         return ranks.run(&base, &adapters, evaluate);
     }
-    let mut evaluation = evaluate_loss(base.model(), &voters(&adapters), &workspace, &dataset.examples, limit)?;
+    let voters = voters(&adapters);
+    let subject = base.subject(&voters, &workspace);
+    let mut evaluation = evaluate_loss(&subject, &dataset.examples, limit)?;
     let mut generations = Vec::new();
     if !metrics.is_empty() {
         let cases = generation_cases(&records, tokenizer)?;
         let task = GenerationTask { cases, options: greedy(&base, args.max_new_tokens), metrics };
         let count = task.cases.len();
         let say = |done: usize| terminal::note(format_args!("continued {done} of {count} prompts"));
-        let (measured, texts) = task.score(base.model(), tokenizer, &voters(&adapters), &workspace, say)?;
+        let (measured, texts) = task.score(&subject, say)?;
         evaluation.metrics.extend(measured);
         let texts = task.cases.iter().zip(texts);
         generations.extend(
@@ -111,10 +113,10 @@ fn evaluate_task(
     }
     let (workspace, limit) = (base.workspace(), BatchLimit::Sequences(args.batch_size));
     if let Some(ranks) = Ranks::of(args)? {
-        let evaluate = |adapter: &Adapter| set.evaluate(base.model(), tokenizer, Some(adapter), &workspace, limit);
+        let evaluate = |adapter: &Adapter| set.evaluate(&base.subject(&[Some(adapter)], &workspace), limit);
         return ranks.run(&base, &adapters, evaluate);
     }
-    let evaluation = set.evaluate_together(base.model(), tokenizer, &voters(&adapters), &workspace, limit)?;
+    let evaluation = set.evaluate(&base.subject(&voters(&adapters), &workspace), limit)?;
     if let Some(path) = &args.json {
         let mut result = json!({"model": base.name, "adapter": named_adapters(&model.adapter), "data": file, "examples": rows.len()});
         for (key, value) in &evaluation.metrics {

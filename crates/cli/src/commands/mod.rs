@@ -17,6 +17,7 @@ mod report;
 mod serve;
 mod study;
 mod sweep;
+mod together;
 mod train;
 
 pub(crate) use intrinsic_dimension::IntrinsicDimensionArgs;

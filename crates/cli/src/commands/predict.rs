@@ -37,7 +37,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let dataset = task_dataset(&rows, &context)?;
     let set = TaskValidation::new(dataset, options, Vec::new(), &model.head);
     let limit = BatchLimit::Sequences(args.batch_size);
-    let predictions = set.predict(base.model(), &voters(&adapters), &base.workspace(), limit)?;
+    let predictions = set.predict(&base.subject(&voters(&adapters), &base.workspace()), limit)?;
     let lines = predictions.iter().enumerate().map(|(number, prediction)| describe(&set, number, prediction));
     let mut text = String::new();
     for line in lines {

@@ -131,8 +131,7 @@ fn answer(
     let base = &training.base;
     let count = task.cases.len();
     note(format_args!("{who} writes for {count} tables …"));
-    let (measured, texts) =
-        task.score(base.model(), &base.pretrained.tokenizer, &[adapter], &training.workspace, |_| ())?;
+    let (measured, texts) = task.score(&base.subject(&[adapter], &training.workspace), |_| ())?;
     Ok((measured["bleu"], texts))
 }
 

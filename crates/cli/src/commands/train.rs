@@ -7,9 +7,11 @@ use std::path::Path;
 use anyhow::Context;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
+use tunesmith_methods::BuiltAdapter;
 use tunesmith_train::{Ending, LOG_FILE, Report, Start};
 
 use crate::args::TrainArgs;
+use crate::commands::together;
 use crate::config::Written;
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt::Interrupt;
@@ -22,13 +24,16 @@ use crate::training::{Training, describe, rounded};
 const RESULTS_FILE: &str = "all_results.json";
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    let config = Written::read(&args.config, &args.overrides)?.build()?;
-    let output = config.run.output_dir.clone();
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
         _ => Start::New,
     };
+    if !(args.each.is_empty() && args.with.is_empty()) {
+        return together::run(args, start);
+    }
+    let config = Written::read(&args.config, &args.overrides)?.build()?;
+    let output = config.run.output_dir.clone();
     if start == Start::New {
         check_unused(&output)?;
     }
@@ -38,9 +43,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     terminal::note(describe_run(&training, trainable));
     let interrupt = Interrupt::listen("finishing the step and saving")?;
     let report = training.run(&mut built, start, &interrupt)?;
-    let curve = LossCurve::read(&output.join(LOG_FILE))?;
-    let picture = output.join("loss.svg");
-    curve.write_svg(&picture, &format!("Loss of {}", output.display()))?;
+    let curve = draw_curve(&output)?;
     if let Ending::Stopped(checkpoint) = &report.ending {
         return Err(Interrupted(format!(
             "stopped after step {} of {}, which is saved in {}. To go on:\n  {}",
@@ -51,18 +54,36 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let chosen = training.choose_rank(&mut built)?;
-    let path = output.join(RESULTS_FILE);
-    let mut results = results(&report, trainable);
-    results.extend(chosen.iter().flat_map(rank_results));
-    let text = format!("{:#}\n", Value::Object(results));
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    let chosen = conclude(&training, &mut built, &report)?;
     let is_of_texts = training.config.task.task()?.is_of_texts();
     summarise(&report, &curve, chosen.as_ref(), &output, is_of_texts).context("cannot write to standard output")
 }
 
+/// Draws the losses of the run in a folder.
+pub(super) fn draw_curve(output: &Path) -> anyhow::Result<LossCurve> {
+    let curve = LossCurve::read(&output.join(LOG_FILE))?;
+    curve.write_svg(&output.join("loss.svg"), &format!("Loss of {}", output.display()))?;
+    Ok(curve)
+}
+
+/// Chooses a rank, where one is to be chosen, and writes what a run came to beside its adapter.
+pub(super) fn conclude(
+    training: &Training,
+    built: &mut BuiltAdapter,
+    report: &Report,
+) -> anyhow::Result<Option<ChosenRank>> {
+    let trainable = built.adapter.trainable_values();
+    let chosen = training.choose_rank(built)?;
+    let path = training.config.run.output_dir.join(RESULTS_FILE);
+    let mut results = results(report, trainable);
+    results.extend(chosen.iter().flat_map(rank_results));
+    let text = format!("{:#}\n", Value::Object(results));
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(chosen)
+}
+
 /// An earlier run's results are not written over by accident.
-fn check_unused(output: &Path) -> anyhow::Result<()> {
+pub(super) fn check_unused(output: &Path) -> anyhow::Result<()> {
     let entries = fs::read_dir(output).into_iter().flatten().flatten();
     let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     let Some(found) = names.iter().find(|name| name.starts_with("checkpoint-") || *name == "adapter_config.json")
@@ -164,9 +185,11 @@ fn summarise(
     }
 }
 
-fn resume_command(args: &TrainArgs) -> String {
+pub(super) fn resume_command(args: &TrainArgs) -> String {
     let mut words = vec!["tunesmith train".to_owned(), quoted(&args.config.to_string_lossy())];
     words.extend(args.overrides.iter().map(|text| quoted(text)));
+    words.extend(args.with.iter().flat_map(|path| ["--with".to_owned(), quoted(&path.to_string_lossy())]));
+    words.extend(args.each.iter().flat_map(|text| ["--each".to_owned(), quoted(text)]));
     words.push("--resume".to_owned());
     words.join(" ")
 }
@@ -190,10 +213,12 @@ mod tests {
         let args = TrainArgs {
             config: "my run.yaml".into(),
             overrides: vec!["peft.r=16".into(), "delimiter=||".into(), "prompt_prefix=it's".into()],
+            each: vec!["seed=[1, 2]".into()],
+            with: vec!["other.yaml".into()],
             resume: false,
             overwrite: false,
         };
-        let expected = r"tunesmith train 'my run.yaml' peft.r=16 'delimiter=||' 'prompt_prefix=it'\''s' --resume";
+        let expected = r"tunesmith train 'my run.yaml' peft.r=16 'delimiter=||' 'prompt_prefix=it'\''s' --with other.yaml --each 'seed=[1, 2]' --resume";
         assert_eq!(resume_command(&args), expected);
     }
 

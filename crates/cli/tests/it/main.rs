@@ -11,3 +11,4 @@ mod scene;
 mod studies;
 mod task_errors;
 mod tasks;
+mod together;

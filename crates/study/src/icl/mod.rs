@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tunesmith_models::{GenerationDefaults, GenerationOptions, Model, ModelKind, TextTokenizer};
 use tunesmith_tensor::{Seed, Workspace};
 use tunesmith_train::metrics::{Metric, Scorer};
-use tunesmith_train::{Sample, generate_all};
+use tunesmith_train::{Sample, Subject, generate_all};
 
 pub use options::{DemonstrationLabels, IclOptions, Scoring};
 
@@ -212,7 +212,9 @@ impl InContext<'_> {
         let mut options = GenerationOptions::greedy(spare, self.generation);
         options.stop = vec!["\n".to_owned(), self.options.separator.clone()];
         options.stop.retain(|text| !text.is_empty());
-        let texts = generate_all(self.model, self.tokenizer, &[None], self.workspace, &prompts, &options, |_| {});
+        let Self { model, tokenizer, workspace, .. } = *self;
+        let subject = Subject { model, tokenizer, adapters: &[None], workspace };
+        let texts = generate_all(&subject, &prompts, &options, |_| {});
         let tokens = prompts.iter().map(Vec::len).sum();
         let Some(answers) = &self.options.answers else {
             let mut measured = IndexMap::new();

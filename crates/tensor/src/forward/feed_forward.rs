@@ -56,12 +56,10 @@ impl Forward<'_> {
         Some(FeedForwardLinears { gate, up: self.updated(up)?, down: self.updated(down)? })
     }
 
-    /// The linear of a site with its update, where all rows have one tuner and that is low-rank at the most.
+    /// The linear of a site with its update, where tuners are low-rank at the most.
     fn updated<'b>(&mut self, (site, base): (SiteId, Base<'b>)) -> Option<UpdatedLinear<'b>> {
-        match self.weight_tuners(site, &self.segments)[..] {
-            [(_, None)] => Some(UpdatedLinear { base, update: None }),
-            [(_, Some(tuner))] => Some(UpdatedLinear { base, update: Some(tuner.low_rank(self.tape)?) }),
-            _ => None,
-        }
+        let tuners = self.weight_tuners(site, &self.segments);
+        let update = self.block_update(&tuners).ok()?;
+        Some(UpdatedLinear { base, update })
     }
 }

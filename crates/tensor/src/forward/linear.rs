@@ -3,10 +3,18 @@
 use std::ops::Range;
 
 use super::Forward;
+use crate::kernels::blocks::ScaledBlock;
 use crate::ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
+use crate::ops::updated_linear::BlockUpdate;
 use crate::projection::Projection;
-use crate::tuner::{Affine, Base};
+use crate::tuner::{Affine, Base, LowRankUpdate, WeightTuner};
 use crate::{Matrix, Segments, SiteId, Var};
+
+/// Rows, and what tunes a site for them.
+pub(super) type WithRows<'a> = (Range<usize>, Option<&'a dyn WeightTuner>);
+
+/// Tuners that are more than low-rank, or too many.
+pub(super) struct NotLowRank;
 
 impl Forward<'_> {
     /// A linear site: `x` `[tokens, in]` to `[tokens, out]`.
@@ -20,15 +28,46 @@ impl Forward<'_> {
         if self.tape.is_inferring() {
             return self.infer_rows(site, base, x, segments);
         }
-        if let [(_, Some(tuner))] = self.weight_tuners(site, segments)[..]
-            && let Some(update) = tuner.low_rank(self.tape)
-        {
-            return self.tape.linear_low_rank(x, base, &update);
+        let tuners = self.weight_tuners(site, segments);
+        if let Ok(Some(update)) = self.block_update(&tuners) {
+            return self.tape.linear_block_update(x, base, &update);
         }
         let affines = self.affines(site, base, x, segments);
         let projections = self.projections(base, x, affines);
         let parts: Vec<Var> = projections.into_iter().map(|projection| self.tape.project(projection)).collect();
         self.tape.concat_rows(&parts)
+    }
+
+    /// The tuners of a site as one update, where all are low-rank at the most: their factors side by side make one thin
+    /// product, in whose middle each row keeps what its own factors made of it. `Err` where they are not; `None` where no row
+    /// is tuned.
+    pub(super) fn block_update(&mut self, tuners: &[WithRows<'_>]) -> Result<Option<BlockUpdate>, NotLowRank> {
+        /// The middle's columns, at the most: rows are multiplied with the factors of all, not only with their own.
+        const WIDEST: usize = 128;
+        let mut updates = Vec::new();
+        for (rows, tuner) in tuners {
+            if let Some(tuner) = tuner {
+                updates.push((rows.clone(), tuner.low_rank(self.tape).ok_or(NotLowRank)?));
+            }
+        }
+        if tuners.len() == 1 {
+            return Ok(updates.pop().map(|(_, factors)| BlockUpdate { factors, blocks: Vec::new() }));
+        }
+        let (mut blocks, mut width) = (Vec::new(), 0);
+        for (rows, LowRankUpdate { a, scale, .. }) in &updates {
+            let columns = width..width + a.rows();
+            width = columns.end;
+            blocks.push(ScaledBlock { rows: rows.clone(), columns, scale: *scale });
+        }
+        if width > WIDEST {
+            return Err(NotLowRank);
+        }
+        if updates.is_empty() {
+            return Ok(None);
+        }
+        let (a, b): (Vec<Var>, Vec<Var>) = updates.into_iter().map(|(_, update)| (update.a, update.b)).unzip();
+        let (a, b) = (self.tape.concat_rows(&a), self.tape.concat_columns(&b));
+        Ok(Some(BlockUpdate { factors: LowRankUpdate { a, b, scale: 1.0 }, blocks }))
     }
 
     /// A linear site with cross-entropy, on the rows of `x` whose target is not [`IGNORED_TARGET`]. `per_row` of the

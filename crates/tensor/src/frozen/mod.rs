@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, Vocabulary, cross_entropy};
+use crate::kernels::blocks::{ScaledBlock, keep_blocks};
 use crate::kernels::{Factors, Parallelism, View, ViewMut};
 use crate::workspace::Workspace;
 use crate::{FourBitWeight, Matrix, Precision};
@@ -175,7 +176,9 @@ pub(crate) struct ThinFactors<'a> {
     /// `[r, columns]`.
     pub(crate) outer: View<'a>,
     pub(crate) scale: f32,
-    /// Gets `x·inner` `[tokens, r]`.
+    /// What is kept of the middle; empty: everything.
+    pub(crate) blocks: &'a [ScaledBlock],
+    /// Gets `x·inner` `[tokens, r]`, of which `blocks` keep what is multiplied further.
     pub(crate) middle: &'a mut Matrix,
 }
 
@@ -255,24 +258,32 @@ fn in_one_pass(
     columns: &dyn Columns,
     thin: ThinFactors<'_>,
 ) {
-    let ThinFactors { inner, outer, scale, middle } = thin;
-    let factors = LowRankFactors::pack(workspace, inner, outer, scale);
+    let ThinFactors { inner, outer, scale, blocks, middle } = thin;
+    let factors = LowRankFactors::pack(workspace, inner, outer, scale, blocks.to_vec());
     let low_rank = Some(LowRank { factors, middle: ViewMut::of(middle) });
     workspace.kernels().in_bf16(c, beta, Product { a, scale: 1.0, b: columns, low_rank });
 }
 
 fn in_float32(workspace: &Workspace, c: ViewMut<'_>, beta: f32, frozen: Factors<'_>, thin: ThinFactors<'_>) {
-    let ThinFactors { inner, outer, scale, middle } = thin;
+    let ThinFactors { inner, outer, scale, blocks, middle } = thin;
     let kernels = workspace.kernels();
     kernels.product(workspace, ViewMut::of(middle), 0.0, 1.0, frozen.a, inner);
+    keep_blocks_of(middle, blocks);
     let thin = Factors { alpha: scale, a: View::of(middle), b: outer };
     kernels.gemm_sum(c, beta, &[frozen, thin], Parallelism::Pool);
 }
 
 fn add_thin(workspace: &Workspace, c: ViewMut<'_>, a: View<'_>, thin: ThinFactors<'_>) {
-    let ThinFactors { inner, outer, scale, middle } = thin;
+    let ThinFactors { inner, outer, scale, blocks, middle } = thin;
     workspace.kernels().product(workspace, ViewMut::of(middle), 0.0, 1.0, a, inner);
+    keep_blocks_of(middle, blocks);
     workspace.kernels().product(workspace, c, 1.0, scale, View::of(middle), outer);
+}
+
+/// Leaves of a middle what `blocks` keep.
+pub(crate) fn keep_blocks_of(middle: &mut Matrix, blocks: &[ScaledBlock]) {
+    let cols = middle.cols();
+    keep_blocks(middle.data_mut(), cols, cols, 0, blocks);
 }
 
 impl fmt::Debug for FrozenWeight {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bf16;
 mod blocked;
+pub(crate) mod blocks;
 mod erf;
 mod exp;
 #[cfg(target_arch = "x86_64")]

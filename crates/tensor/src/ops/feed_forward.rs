@@ -150,7 +150,9 @@ fn plain_backward<F: Function>(_: &mut [f32], up: &mut [f32], dh: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::blocks::ScaledBlock;
     use crate::ops::finite_differences::random;
+    use crate::ops::updated_linear::BlockUpdate;
     use crate::tuner::LowRankUpdate;
     use crate::{Base, Gradients, Kernels, Parameter, Workspace};
 
@@ -163,6 +165,8 @@ mod tests {
         /// Of gate, up and down; 0 is no update.
         ranks: [usize; 3],
         has_bias: bool,
+        /// Whether the factors are those of two updates, the first of a third of the rows.
+        has_blocks: bool,
     }
 
     const SCALE: f32 = 0.3;
@@ -172,6 +176,16 @@ mod tests {
         fn shapes(&self) -> [(usize, usize); 3] {
             let Self { width, hidden, .. } = *self;
             [(hidden, width), (hidden, width), (width, hidden)]
+        }
+
+        fn update(&self, a: Var, b: Var) -> BlockUpdate {
+            if !self.has_blocks {
+                return BlockUpdate { factors: LowRankUpdate { a, b, scale: SCALE }, blocks: Vec::new() };
+            }
+            let (row, column) = (self.rows / 3, a.rows() / 2);
+            let block = |rows, columns, scale| ScaledBlock { rows, columns, scale };
+            let blocks = vec![block(0..row, 0..column, SCALE), block(row..self.rows, column..a.rows(), 2.0 * SCALE)];
+            BlockUpdate { factors: LowRankUpdate { a, b, scale: 1.0 }, blocks }
         }
 
         /// The output, and the gradients of the input and of every factor, computed in one or operation by operation.
@@ -200,7 +214,7 @@ mod tests {
             let mut linear = |at: usize| {
                 let update = (self.ranks[at] > 0).then(|| {
                     let (a, b) = (vars.next().unwrap(), vars.next().unwrap());
-                    LowRankUpdate { a, b, scale: SCALE }
+                    self.update(a, b)
                 });
                 UpdatedLinear { base: Base { weight: &weights[at], bias: biases[at].as_ref() }, update }
             };
@@ -211,7 +225,7 @@ mod tests {
                 tape.feed_forward(Activation::Silu, &x, linears)
             } else {
                 let apply = |tape: &mut Tape, linear: &UpdatedLinear<'_>, x: &Var| match &linear.update {
-                    Some(update) => tape.linear_low_rank(x, linear.base, update),
+                    Some(update) => tape.linear_block_update(x, linear.base, update),
                     None => tape.linear(x, linear.base.weight, linear.base.bias),
                 };
                 let mut inner = apply(&mut tape, &linears.up, &x);
@@ -232,13 +246,63 @@ mod tests {
         }
     }
 
-    fn cases() -> [Case; 4] {
+    fn cases() -> [Case; 6] {
         [
-            Case { rows: 65, width: 70, hidden: 96, has_gate: true, ranks: [8, 8, 8], has_bias: false },
-            Case { rows: 300, width: 40, hidden: 64, has_gate: false, ranks: [0, 4, 20], has_bias: true },
-            Case { rows: 130, width: 64, hidden: 160, has_gate: true, ranks: [0, 0, 0], has_bias: true },
+            Case {
+                rows: 65,
+                width: 70,
+                hidden: 96,
+                has_gate: true,
+                ranks: [8, 8, 8],
+                has_bias: false,
+                has_blocks: false,
+            },
+            Case {
+                rows: 300,
+                width: 40,
+                hidden: 64,
+                has_gate: false,
+                ranks: [0, 4, 20],
+                has_bias: true,
+                has_blocks: false,
+            },
+            Case {
+                rows: 130,
+                width: 64,
+                hidden: 160,
+                has_gate: true,
+                ranks: [0, 0, 0],
+                has_bias: true,
+                has_blocks: false,
+            },
             // Several chunks of hidden features.
-            Case { rows: 256, width: 33, hidden: 4480, has_gate: true, ranks: [3, 0, 8], has_bias: false },
+            Case {
+                rows: 256,
+                width: 33,
+                hidden: 4480,
+                has_gate: true,
+                ranks: [3, 0, 8],
+                has_bias: false,
+                has_blocks: false,
+            },
+            Case {
+                rows: 300,
+                width: 70,
+                hidden: 96,
+                has_gate: true,
+                ranks: [8, 6, 8],
+                has_bias: false,
+                has_blocks: true,
+            },
+            Case {
+                rows: 70,
+                width: 40,
+                hidden: 64,
+                has_gate: false,
+                ranks: [0, 40, 3],
+                has_bias: true,
+                has_blocks: true,
+            },
         ]
     }
 
@@ -288,7 +352,8 @@ mod tests {
             let [a, b] = [0, 1].map(|at| tape.parameter(&factors[at]));
             let x = if needs_gradient { tape.parameter(&input) } else { tape.constant(random(70, 32, 3)) };
             let base = |at: usize| Base { weight: &weights[at], bias: None };
-            let up = UpdatedLinear { base: base(0), update: Some(LowRankUpdate { a, b, scale: SCALE }) };
+            let update = LowRankUpdate { a, b, scale: SCALE };
+            let up = UpdatedLinear { base: base(0), update: Some(BlockUpdate { factors: update, blocks: Vec::new() }) };
             let linears = FeedForwardLinears { gate: None, up, down: UpdatedLinear { base: base(1), update: None } };
             let y = tape.feed_forward(Activation::Relu, &x, linears);
             let mut gradients = Gradients::new(&workspace);

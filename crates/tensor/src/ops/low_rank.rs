@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::frozen::ThinFactors;
+use crate::frozen::{ThinFactors, keep_blocks_of};
+use crate::kernels::blocks::{ScaledBlock, shares};
 use crate::kernels::{View, ViewMut};
 use crate::ops::linear::add_frozen_row;
+use crate::ops::updated_linear::BlockUpdate;
 use crate::tape::{Backward, Flow, NodeId};
 use crate::tuner::LowRankUpdate;
 use crate::{Base, FrozenWeight, Matrix, Tape, Var};
@@ -19,7 +21,13 @@ impl Tape {
     /// # Panics
     /// If the shapes disagree.
     pub fn linear_low_rank(&mut self, x: &Var, base: Base<'_>, update: &LowRankUpdate) -> Var {
-        let LowRankUpdate { a, b, scale } = update;
+        self.linear_block_update(x, base, &BlockUpdate { factors: update.clone(), blocks: Vec::new() })
+    }
+
+    /// The same with a `t` of which each row keeps the columns of its block, scaled, and nothing else: the factors of several
+    /// updates side by side, each for rows of its own. Without blocks all of it is kept.
+    pub(crate) fn linear_block_update(&mut self, x: &Var, base: Base<'_>, update: &BlockUpdate) -> Var {
+        let BlockUpdate { factors: LowRankUpdate { a, b, scale }, blocks } = update;
         let weight = base.weight;
         assert_eq!(x.cols(), weight.cols(), "a linear's input is as wide as its weight");
         let shapes = (a.value().shape(), b.value().shape());
@@ -30,6 +38,7 @@ impl Tape {
             inner: View::of(a.value()).transposed(),
             outer: View::of(b.value()).transposed(),
             scale: *scale,
+            blocks,
             middle: &mut t,
         };
         weight.forward_with(self.workspace(), ViewMut::of(&mut y), View::of(x.value()), thin);
@@ -43,6 +52,7 @@ impl Tape {
             b: b.shared(),
             t,
             scale: *scale,
+            blocks: blocks.clone(),
             nodes: [x.node(), a.node(), b.node()],
         })
     }
@@ -55,6 +65,7 @@ struct LinearLowRank {
     b: Arc<Matrix>,
     t: Matrix,
     scale: f32,
+    blocks: Vec<ScaledBlock>,
     /// Of `x`, `A`, `B`.
     nodes: [Option<NodeId>; 3],
 }
@@ -70,6 +81,7 @@ impl Backward for LinearLowRank {
                     inner: View::of(&self.b),
                     outer: View::of(&self.a),
                     scale: self.scale,
+                    blocks: &self.blocks,
                     middle: &mut u,
                 };
                 self.weight.input_gradient_with(workspace, ViewMut::of(dx), beta, dy, thin);
@@ -77,14 +89,22 @@ impl Backward for LinearLowRank {
         } else if a_node.is_some() {
             let workspace = flow.workspace();
             workspace.kernels().product(workspace, ViewMut::of(&mut u), 0.0, 1.0, dy, View::of(&self.b));
+            keep_blocks_of(&mut u, &self.blocks);
         }
         flow.accumulate(a_node, self.a.shape(), |workspace, da, beta| {
-            let (u, x) = (View::of(&u).transposed(), View::of(&self.x));
-            workspace.kernels().product(workspace, ViewMut::of(da), beta, self.scale, u, x);
+            let cols = da.cols();
+            for (rows, ranks) in shares(&self.blocks, 0, 0..self.x.rows(), self.a.rows()) {
+                let (u, x) = (View::of(&u).rows(rows.clone()).columns(ranks.clone()), View::of(&self.x).rows(rows));
+                let da = ViewMut::rows_of(&mut da.data_mut()[ranks.start * cols..], ranks.len(), cols, cols);
+                workspace.kernels().product(workspace, da, beta, self.scale, u.transposed(), x);
+            }
         });
         flow.accumulate(b_node, self.b.shape(), |workspace, db, beta| {
-            let t = View::of(&self.t);
-            workspace.kernels().product(workspace, ViewMut::of(db), beta, self.scale, dy.transposed(), t);
+            for (rows, ranks) in shares(&self.blocks, 0, 0..gradient.rows(), self.a.rows()) {
+                let (t, dy) = (View::of(&self.t).rows(rows.clone()).columns(ranks.clone()), dy.rows(rows));
+                let mut db = ViewMut::of(db);
+                workspace.kernels().product(workspace, db.columns(ranks), beta, self.scale, dy.transposed(), t);
+            }
         });
     }
 }
@@ -102,6 +122,68 @@ mod tests {
             let update = LowRankUpdate { a: inputs[1].clone(), b: inputs[2].clone(), scale: 1.5 };
             tape.linear_low_rank(&inputs[0], Base { weight: &weight, bias: Some(&bias) }, &update)
         });
+    }
+
+    fn blocks(rows: usize) -> Vec<ScaledBlock> {
+        vec![
+            ScaledBlock { rows: 0..rows / 3, columns: 0..2, scale: 0.5 },
+            ScaledBlock { rows: rows / 2..rows, columns: 2..8, scale: 2.0 },
+        ]
+    }
+
+    #[test]
+    fn gradients_with_blocks() {
+        let weight = FrozenWeight::float32(random(5, 6, 0));
+        check(&[random(6, 6, 2), random(8, 6, 3), random(5, 8, 4)], |tape, inputs| {
+            let factors = LowRankUpdate { a: inputs[1].clone(), b: inputs[2].clone(), scale: 1.0 };
+            let update = BlockUpdate { factors, blocks: blocks(6) };
+            tape.linear_block_update(&inputs[0], Base { weight: &weight, bias: None }, &update)
+        });
+    }
+
+    /// The output and all gradients are those of the updates one by one, in every storage and precision.
+    #[test]
+    fn blocks_are_updates_of_their_own_rows() {
+        const ROWS: usize = 300;
+        let values = random(40, 72, 0);
+        let (exact, bf16) = (FrozenWeight::float32(values.clone()), FrozenWeight::bf16(&values));
+        let units = [Kernels::amx(), Kernels::avx512_bf16(), Some(Kernels::bf16_in_float32())];
+        let rounding = units.into_iter().flatten().map(|kernels| (kernels, &bf16, 1e-2));
+        let float32 =
+            [(Kernels::plain(), &exact, 1e-5), (Kernels::detect(), &exact, 1e-5), (Kernels::detect(), &bf16, 1e-5)];
+        for (kernels, weight, tolerance) in float32.into_iter().chain(rounding) {
+            let workspace = Workspace::with_kernels(kernels);
+            let shapes = [(ROWS, 72), (8, 72), (40, 8)];
+            let parameters: Vec<Parameter> =
+                (1..).zip(shapes).map(|(index, (rows, cols))| Parameter::new("p", random(rows, cols, index))).collect();
+            let pass = |together: bool| {
+                let mut tape = Tape::differentiating(&workspace);
+                let [x, a, b] = [0, 1, 2].map(|index| tape.parameter(&parameters[index]));
+                let base = Base { weight, bias: None };
+                let y = if together {
+                    let factors = LowRankUpdate { a, b, scale: 1.0 };
+                    tape.linear_block_update(&x, base, &BlockUpdate { factors, blocks: blocks(ROWS) })
+                } else {
+                    let mut y = tape.linear(&x, weight, None);
+                    for ScaledBlock { rows, columns, scale } in blocks(ROWS) {
+                        let x = tape.slice_rows(&x, rows.clone());
+                        let a = tape.slice_rows(&a, columns.clone());
+                        let b = tape.slice_columns(&b, columns);
+                        let t = tape.matmul_nt(&x, &a);
+                        y = tape.add_product(y, rows, &t, &b, scale);
+                    }
+                    y
+                };
+                let mut gradients = Gradients::new(&workspace);
+                let mut found = vec![y.value().clone()];
+                tape.backward(y, random(ROWS, 40, 9), &mut gradients);
+                found.extend(parameters.iter().map(|parameter| gradients.get(parameter.id()).unwrap().clone()));
+                found
+            };
+            for (place, (together, apart)) in pass(true).iter().zip(pass(false)).enumerate() {
+                assert_close(together, &apart, tolerance, &format!("{kernels:?}, result {place}"));
+            }
+        }
     }
 
     /// The output, and the gradients of `x`, `A` and `B`.

@@ -1,15 +1,15 @@
 //! Predictions of tasks, and their scores.
 
 use indexmap::IndexMap;
-use tunesmith_models::{HeadInfo, Model, ProblemType, Task, TextTokenizer};
-use tunesmith_tensor::{Adapter, IGNORED_TARGET, Matrix, Workspace};
+use tunesmith_models::{HeadInfo, ProblemType, Task, TextTokenizer};
+use tunesmith_tensor::{IGNORED_TARGET, Matrix};
 
-use crate::evaluate::{Evaluation, GenerationTask, HeldOut, Sample};
+use crate::evaluate::{Evaluation, GenerationTask, HeldOut, Sample, evaluate_loss};
 use crate::metrics::{Metric, Scorer};
 use crate::tasks::outputs::{Outputs, outputs};
 use crate::tasks::vote::elect;
 use crate::tasks::{Target, TaskDataset, TaskOptions, spans};
-use crate::{BatchLimit, TrainError};
+use crate::{BatchLimit, Subject, TrainError};
 
 /// What a model says of one example.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,46 +53,13 @@ impl TaskValidation {
         Self { dataset, options, metrics, generation: None, task, problem, labels }
     }
 
-    /// What the model says of each example, of each question where there are questions. Of several adapters, which run
-    /// side by side in one batch, it is what most say; `None` is the base alone.
+    /// What the model says of each example, of each question where there are questions. Several adapters run side by side in
+    /// one batch.
     ///
     /// # Errors
     /// [`TrainError::ExceedsBudget`].
-    pub fn predict(
-        &self,
-        model: &dyn Model,
-        adapters: &[Option<&Adapter>],
-        workspace: &Workspace,
-        limit: BatchLimit,
-    ) -> Result<Vec<Prediction>, TrainError> {
-        Ok(self.predictions(&outputs(&self.dataset, model, adapters, workspace, limit)?))
-    }
-
-    /// Loss and metrics of what most of several adapters say. The loss is the mean of theirs.
-    ///
-    /// # Errors
-    /// As [`HeldOut::evaluate`].
-    pub fn evaluate_together(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapters: &[Option<&Adapter>],
-        workspace: &Workspace,
-        limit: BatchLimit,
-    ) -> Result<Evaluation, TrainError> {
-        if self.task == Task::Seq2SeqLm {
-            let mut evaluation = crate::evaluate_loss(model, adapters, workspace, &self.dataset, limit)?;
-            evaluation.metrics.retain(|key, _| key == "loss");
-            if let Some(task) = &self.generation {
-                evaluation.metrics.extend(task.score(model, tokenizer, adapters, workspace, |_| {})?.0);
-            }
-            return Ok(evaluation);
-        }
-        let outputs = outputs(&self.dataset, model, adapters, workspace, limit)?;
-        let mut metrics = IndexMap::new();
-        metrics.insert("loss".to_owned(), outputs.loss / outputs.labelled.max(1) as f64);
-        metrics.extend(self.score(&self.predictions(&outputs))?);
-        Ok(Evaluation { metrics, tokens: outputs.labelled / adapters.len() })
+    pub fn predict(&self, subject: &Subject<'_>, limit: BatchLimit) -> Result<Vec<Prediction>, TrainError> {
+        Ok(self.predictions(&outputs(&self.dataset, subject, limit)?))
     }
 
     fn predictions(&self, outputs: &Outputs) -> Vec<Prediction> {
@@ -296,38 +263,35 @@ impl HeldOut for TaskValidation {
         std::iter::once("loss".to_owned()).chain(own).chain(generated).collect()
     }
 
-    fn evaluate(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        limit: BatchLimit,
-    ) -> Result<Evaluation, TrainError> {
-        self.evaluate_together(model, tokenizer, &[adapter], workspace, limit)
+    fn evaluate(&self, subject: &Subject<'_>, limit: BatchLimit) -> Result<Evaluation, TrainError> {
+        if self.task == Task::Seq2SeqLm {
+            let mut evaluation = evaluate_loss(subject, &self.dataset, limit)?;
+            evaluation.metrics.retain(|key, _| key == "loss");
+            if let Some(task) = &self.generation {
+                evaluation.metrics.extend(task.score(subject, |_| {})?.0);
+            }
+            return Ok(evaluation);
+        }
+        let outputs = outputs(&self.dataset, subject, limit)?;
+        let mut metrics = IndexMap::new();
+        metrics.insert("loss".to_owned(), outputs.loss / outputs.labelled.max(1) as f64);
+        metrics.extend(self.score(&self.predictions(&outputs))?);
+        Ok(Evaluation { metrics, tokens: outputs.labelled / subject.adapters.len() })
     }
 
     fn lengths(&self) -> Vec<usize> {
         match &self.generation {
-            Some(task) => task.cases.iter().map(|case| case.prompt_ids.len()).collect(),
+            Some(task) => task.lengths(),
             None => self.dataset.examples.iter().map(|example| example.ids.len()).collect(),
         }
     }
 
-    fn samples(
-        &self,
-        model: &dyn Model,
-        tokenizer: &TextTokenizer,
-        adapter: Option<&Adapter>,
-        workspace: &Workspace,
-        count: usize,
-    ) -> Result<Vec<Sample>, TrainError> {
+    fn samples(&self, subject: &Subject<'_>, count: usize) -> Result<Vec<Sample>, TrainError> {
         if self.task == Task::Seq2SeqLm {
-            let task = self.generation.iter();
-            return Ok(task.flat_map(|task| task.samples(model, tokenizer, adapter, workspace, count)).collect());
+            return Ok(self.generation.iter().flat_map(|task| task.samples(subject, count)).collect());
         }
         let first = self.dataset.first(count);
-        let outputs = outputs(&first, model, &[adapter], workspace, BatchLimit::Sequences(SAMPLE_BATCH))?;
+        let outputs = outputs(&first, subject, BatchLimit::Sequences(SAMPLE_BATCH))?;
         let set = Self {
             dataset: first,
             options: self.options.clone(),
@@ -337,6 +301,10 @@ impl HeldOut for TaskValidation {
             ..*self
         };
         let predictions = set.predictions(&outputs);
-        Ok(predictions.iter().enumerate().filter_map(|(place, found)| set.sample(place, found, tokenizer)).collect())
+        Ok(predictions
+            .iter()
+            .enumerate()
+            .filter_map(|(place, found)| set.sample(place, found, subject.tokenizer))
+            .collect())
     }
 }

@@ -1,11 +1,11 @@
 //! A head's outputs for many examples.
 
-use tunesmith_models::{Model, Task};
-use tunesmith_tensor::{Adapter, Forward, Matrix, Seed, Segments, Tape, Workspace};
+use tunesmith_models::Task;
+use tunesmith_tensor::{Forward, Matrix, Seed, Segments, Tape};
 
 use crate::losses::loss;
 use crate::tasks::{Target, TaskDataset};
-use crate::{BatchLimit, BatchPlan, SamplingStrategy, TrainError, TrainingSet};
+use crate::{BatchLimit, BatchPlan, SamplingStrategy, Subject, TrainError, TrainingSet};
 
 /// What a model makes of a data set.
 pub(super) struct Outputs {
@@ -18,18 +18,12 @@ pub(super) struct Outputs {
     pub(super) labelled: usize,
 }
 
-/// Runs `dataset` in batches within `limit`, each example once with every adapter, all in one batch; `None` is the base
-/// alone.
+/// Runs `dataset` in batches within `limit`, each example once with every adapter, all in one batch.
 ///
 /// # Errors
 /// [`TrainError::ExceedsBudget`] if an example exceeds the limit.
-pub(super) fn outputs(
-    dataset: &TaskDataset,
-    model: &dyn Model,
-    adapters: &[Option<&Adapter>],
-    workspace: &Workspace,
-    limit: BatchLimit,
-) -> Result<Outputs, TrainError> {
+pub(super) fn outputs(dataset: &TaskDataset, subject: &Subject<'_>, limit: BatchLimit) -> Result<Outputs, TrainError> {
+    let Subject { model, adapters, workspace, .. } = *subject;
     let limit = match limit {
         BatchLimit::Sequences(count) => BatchLimit::Sequences((count / adapters.len()).max(1)),
         BatchLimit::Tokens(count) => BatchLimit::Tokens(count / adapters.len()),

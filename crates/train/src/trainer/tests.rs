@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use serde_json::{Value, json};
 use tunesmith_methods::{MethodConfig, build, load_checkpoint, save_adapter, save_checkpoint};
 use tunesmith_models::{LoadOptions, Pretrained, load};
+use tunesmith_tensor::Seed;
 
 use super::*;
 use crate::{Example, Validation, describe};
@@ -48,40 +49,70 @@ impl Scene {
     }
 
     /// Trains in `output`, and returns the report with the tuned values.
-    fn train(&self, output: &str, start: Start, arguments: Value) -> Result<(Report, Vec<Vec<f32>>), TrainError> {
-        let mut given = json!({"learning_rate": 1e-2, "max_steps": 6, "per_device_train_batch_size": 4});
-        given.as_object_mut().unwrap().extend(arguments.as_object().unwrap().clone());
-        let arguments: TrainingArguments = serde_json::from_value(given).unwrap();
+    fn train(&self, output: &str, start: Start, arguments: Value) -> Result<Trained, TrainError> {
+        let lora = json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]});
+        self.train_together(&[(output, lora, arguments)], start)?.remove(0)
+    }
+
+    /// Trains with a method and arguments for each output folder, together.
+    fn train_together(
+        &self,
+        runs: &[(&str, Value, Value)],
+        start: Start,
+    ) -> Result<Vec<Result<Trained, TrainError>>, TrainError> {
         let model = &*self.pretrained.model;
-        let config = MethodConfig::from_run_file(&json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}));
-        let config = config.unwrap();
-        let mut built = describe(model, None, None, |model| build(&config, model, Seed(1))).unwrap();
-        let output_dir = self.folder.path().join(output);
-        let report = Run {
+        let arguments_of = |given: &Value| -> TrainingArguments {
+            let mut all = json!({"learning_rate": 1e-2, "max_steps": 6, "per_device_train_batch_size": 4});
+            all.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+            serde_json::from_value(all).unwrap()
+        };
+        let arguments: Vec<_> = runs.iter().map(|(_, _, given)| arguments_of(given)).collect();
+        let configs: Vec<_> = runs.iter().map(|(_, peft, _)| MethodConfig::from_run_file(peft).unwrap()).collect();
+        let folders: Vec<PathBuf> = runs.iter().map(|(output, ..)| self.path(output)).collect();
+        let build = |config| describe(model, None, None, |model| build(config, model, Seed(1))).unwrap();
+        let mut adapters: Vec<BuiltAdapter> = configs.iter().map(build).collect();
+        let write_checkpoint = |built: &BuiltAdapter, folder: &Path| {
+            let step = self.full_at.get().map(|step| format!("checkpoint-{step}."));
+            if step.is_some_and(|step| folder.to_string_lossy().contains(&step)) {
+                fs::write(folder.join("adapter_model.safetensors"), "half").unwrap();
+                return Err(TrainError::io("write", folder)(ErrorKind::StorageFull.into()));
+            }
+            Ok(save_checkpoint(folder, built)?)
+        };
+        let readers: Vec<_> = configs
+            .iter()
+            .map(|config| {
+                move |folder: &Path| {
+                    Ok(describe(model, None, None, |model| load_checkpoint(folder, config, model, Seed(1)))?)
+                }
+            })
+            .collect();
+        let run = |place: usize| Run {
             model,
             tokenizer: &self.pretrained.tokenizer,
             workspace: &self.workspace,
-            arguments: &arguments,
+            arguments: &arguments[place],
             examples: &self.examples,
             validation: self.validation.as_ref().map(|set| set as &dyn HeldOut),
-            output_dir: &output_dir,
+            output_dir: &folders[place],
             config: Map::new(),
             group: &|_| ParameterGroup::default(),
             write_adapter: &|built, folder| Ok(save_adapter(folder, built)?),
-            write_checkpoint: &|built, folder| {
-                let step = self.full_at.get().map(|step| format!("checkpoint-{step}."));
-                if step.is_some_and(|step| folder.to_string_lossy().contains(&step)) {
-                    fs::write(folder.join("adapter_model.safetensors"), "half").unwrap();
-                    return Err(TrainError::io("write", folder)(ErrorKind::StorageFull.into()));
-                }
-                Ok(save_checkpoint(folder, built)?)
-            },
-            read_checkpoint: &|folder| {
-                Ok(describe(model, None, None, |model| load_checkpoint(folder, &config, model, Seed(1)))?)
-            },
-        }
-        .train(&mut built, start, &mut Watcher { stop_at: self.stop_at, step: 0 })?;
-        Ok((report, built.adapter.parameters().iter().map(|parameter| parameter.value().to_vec()).collect()))
+            write_checkpoint: &write_checkpoint,
+            read_checkpoint: &readers[place],
+        };
+        let all: Vec<Run<'_>> = (0..runs.len()).map(run).collect();
+        let mut watchers: Vec<_> = runs.iter().map(|_| Watcher { stop_at: self.stop_at, step: 0 }).collect();
+        let parts = all.iter().zip(&mut adapters).zip(&mut watchers);
+        let mut trainees: Vec<_> = parts
+            .map(|((run, built), observer)| Trainee { run, built, observer: observer as &mut dyn Observer })
+            .collect();
+        let reports = train_together(&mut trainees, start)?;
+        drop(trainees);
+        let values = |built: &BuiltAdapter| {
+            built.adapter.parameters().iter().map(|parameter| parameter.value().to_vec()).collect::<Vec<_>>()
+        };
+        Ok(reports.into_iter().zip(&adapters).map(|(report, built)| Ok((report?, values(built)))).collect())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -95,6 +126,9 @@ impl Scene {
         lines.filter(|line| line.get("eval_loss").is_some()).map(|line| line["step"].as_u64().unwrap()).collect()
     }
 }
+
+/// A report, and the values trained.
+type Trained = (Report, Vec<Vec<f32>>);
 
 struct Watcher {
     stop_at: Option<u64>,
@@ -216,4 +250,89 @@ fn every_optimizer_goes_on_bit_for_bit_after_a_stop_and_after_a_full_disk() {
         assert_eq!(report.ending, Ending::Finished);
         assert!(resumed == straight, "{optim}");
     }
+}
+
+/// Runs that differ in method, order, rate, length and window.
+fn differing() -> [(&'static str, Value, Value); 4] {
+    [
+        ("lora", json!({"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}), json!({"seed": 1})),
+        ("prompt", json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}), json!({"seed": 2, "max_steps": 4})),
+        (
+            "prefix",
+            json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}),
+            json!({"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "gradient_checkpointing": "blocks"}),
+        ),
+        ("full", json!({"peft_type": "FULL"}), json!({"learning_rate": 1e-3, "per_device_train_batch_size": 1})),
+    ]
+}
+
+#[test]
+fn runs_trained_together_come_to_what_each_comes_to_alone() {
+    check_together(&differing());
+    // Low-rank updates of several go through one product.
+    let lora =
+        |r: u64, alpha: u64| json!({"peft_type": "LORA", "r": r, "lora_alpha": alpha, "target_modules": "all-linear"});
+    check_together(&[
+        ("two", lora(2, 8), json!({"seed": 1})),
+        ("five", lora(5, 5), json!({"seed": 2, "max_steps": 5})),
+        ("prompt", json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}), json!({})),
+        ("one", json!({"peft_type": "LORA", "r": 1, "target_modules": ["v_proj"]}), json!({"learning_rate": 1e-3})),
+    ]);
+}
+
+fn check_together(runs: &[(&str, Value, Value)]) {
+    let scene = Scene::new();
+    let together = scene.train_together(runs, Start::New).unwrap();
+    for ((name, peft, arguments), found) in runs.iter().cloned().zip(together) {
+        let (report, values) = found.unwrap();
+        let alone = scene.train_together(&[(&format!("{name}-alone"), peft, arguments)], Start::New).unwrap();
+        let (alone, expected) = alone.into_iter().next().unwrap().unwrap();
+        assert_eq!((report.state.global_step, report.train_tokens), (alone.state.global_step, alone.train_tokens));
+        assert!((report.mean_loss - alone.mean_loss).abs() < 1e-5, "{name}: {} {}", report.mean_loss, alone.mean_loss);
+        for (found, expected) in values.iter().zip(&expected) {
+            let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let differs = |(found, expected): (&f32, &f32)| (found - expected).abs() > 1e-4 * largest;
+            assert!(!found.iter().zip(expected).any(differs), "{name}");
+        }
+        assert_eq!(values.len(), expected.len());
+        assert!(scene.path(name).join("adapter_config.json").exists());
+    }
+}
+
+#[test]
+fn runs_trained_together_stop_and_go_on_bit_for_bit() {
+    let mut scene = Scene::new();
+    let train = |scene: &Scene, output: &str, start| {
+        let runs = differing().map(|(name, peft, arguments)| (format!("{output}{name}"), peft, arguments));
+        let runs: Vec<_> =
+            runs.iter().map(|(name, peft, given)| (name.as_str(), peft.clone(), given.clone())).collect();
+        scene.train_together(&runs, start).unwrap().into_iter().map(|found| found.unwrap().1).collect::<Vec<_>>()
+    };
+    let straight = train(&scene, "straight-", Start::New);
+    scene.stop_at = Some(3);
+    train(&scene, "", Start::New);
+    scene.stop_at = None;
+    assert!(train(&scene, "", Start::Resume) == straight);
+}
+
+#[test]
+fn a_run_that_diverges_ends_alone() {
+    let scene = Scene::new();
+    let lora = || json!({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]});
+    let wild = json!({"learning_rate": 1e38, "lr_scheduler_type": "constant"});
+    let runs = [("tame", lora(), json!({})), ("wild", lora(), wild), ("tame too", lora(), json!({}))];
+    let mut ended = scene.train_together(&runs, Start::New).unwrap();
+    let (last, wild, first) = (ended.remove(2).unwrap(), ended.remove(1), ended.remove(0).unwrap());
+    assert!(matches!(wild, Err(TrainError::NotFinite { step: 2, .. })), "{wild:?}");
+    assert_eq!((first.0.state.global_step, last.0.state.global_step), (6, 6));
+    assert!(first.1.iter().flatten().all(|value| value.is_finite()));
+    // What cannot run together, or begin, is told before any begins.
+    let shifted = json!({"peft_type": "LONGLORA", "r": 2, "target_modules": ["q_proj"]});
+    let runs_with = [("one", lora(), json!({})), ("other", shifted, json!({}))];
+    let error = scene.train_together(&runs_with, Start::New).unwrap_err().to_string();
+    assert!(error.contains("LONGLORA attends in shifted groups"), "{error}");
+    let mut runs = runs;
+    (runs[0].0, runs[2].0, runs[2].2) = ("new", "newer", json!({"metric_for_best_model": "bleu"}));
+    scene.train_together(&runs, Start::Overwrite).unwrap_err();
+    assert!(!scene.path("new").exists());
 }

@@ -8,6 +8,7 @@ use super::pack::{Order, pack};
 use super::product::{Block, Output, PackedStrips, Target, columns};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::Workspace;
+use crate::kernels::blocks::{ScaledBlock, keep_blocks};
 use crate::kernels::{View, ViewMut};
 
 /// The two thin factors.
@@ -17,12 +18,14 @@ pub(crate) struct LowRankFactors {
     /// `[r, cols]`.
     pub(super) outer: PackedColumns,
     scale: f32,
+    /// What is kept of the middle; empty: everything.
+    blocks: Vec<ScaledBlock>,
 }
 
 /// A low-rank product, and where its middle goes.
 pub(crate) struct LowRank<'a> {
     pub(crate) factors: LowRankFactors,
-    /// Gets `A·inner` `[rows, r]`.
+    /// Gets `A·inner` `[rows, r]`, of which the factors' blocks keep what is multiplied further.
     pub(crate) middle: ViewMut<'a>,
 }
 
@@ -33,10 +36,26 @@ pub(super) struct Second<'a> {
 }
 
 impl LowRankFactors {
-    /// Packs `inner` `[depth, r]` and `outer` `[r, cols]`.
-    pub(crate) fn pack(workspace: &Workspace, inner: View<'_>, outer: View<'_>, scale: f32) -> Self {
+    /// Packs `inner` `[depth, r]` and `outer` `[r, cols]`; `blocks` say what is kept of the middle, all if there are none.
+    pub(crate) fn pack(
+        workspace: &Workspace,
+        inner: View<'_>,
+        outer: View<'_>,
+        scale: f32,
+        blocks: Vec<ScaledBlock>,
+    ) -> Self {
         assert_eq!(inner.cols, outer.rows, "the factors share their rank");
-        Self { inner: PackedColumns::pack(workspace, inner), outer: PackedColumns::pack(workspace, outer), scale }
+        let pack = |view| PackedColumns::pack(workspace, view);
+        Self { inner: pack(inner), outer: pack(outer), scale, blocks }
+    }
+
+    pub(super) fn blocks(&self) -> &[ScaledBlock] {
+        &self.blocks
+    }
+
+    /// Leaves of rows of a middle, the first being number `first`, what the blocks keep.
+    pub(super) fn keep_blocks(&self, middle: &mut [f32], first: usize) {
+        keep_blocks(middle, self.width(), self.rank(), first, &self.blocks);
     }
 
     /// `(depth, r, cols)`.

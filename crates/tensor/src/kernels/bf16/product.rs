@@ -103,7 +103,10 @@ pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Pro
     let (row_task, column_task) = task_size(row_strips, b);
     let (rows, columns) = (row_strips.div_ceil(row_task), column_strips.div_ceil(column_task));
     let output = Output::new(c);
-    let low_rank = low_rank.map(|LowRank { factors, middle }| SharedLowRank { factors, middle: Output::new(middle) });
+    let low_rank = low_rank.map(|low_rank| {
+        let LowRank { factors, middle } = low_rank;
+        SharedLowRank { factors, middle: Output::new(middle) }
+    });
     let task = |task: usize| {
         let (row, column) = (task / columns, task % columns);
         let rows = row * row_task..row_strips.min((row + 1) * row_task);
@@ -220,10 +223,16 @@ impl Task<'_> {
     }
 
     /// Gives out the middle of the low-rank product, and packs it as the left factor of its second half.
-    fn finish_middle<'b>(&self, low_rank: &'b SharedLowRank, middle: &[f32], tiles: &'b mut Vec<Tile>) -> Second<'b> {
+    fn finish_middle<'b>(
+        &self,
+        low_rank: &'b SharedLowRank,
+        middle: &mut [f32],
+        tiles: &'b mut Vec<Tile>,
+    ) -> Second<'b> {
         let SharedLowRank { factors, middle: output } = low_rank;
         let first = self.rows.start * LANES;
         let rows = (self.rows.len() * LANES).min(self.a.rows - first);
+        factors.keep_blocks(&mut middle[..rows * factors.width()], first);
         if self.columns.start == 0 {
             for row in 0..rows {
                 let values = &middle[row * factors.width()..][..factors.rank()];

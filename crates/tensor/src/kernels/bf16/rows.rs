@@ -92,21 +92,25 @@ pub(super) struct Middle<'a> {
     pub(super) factors: &'a LowRankFactors,
     pub(super) values: Matrix,
     tiles: TileBuffer,
+    /// Number of the first row.
+    first: usize,
 }
 
 impl<'a> Middle<'a> {
-    pub(super) fn new(workspace: &Workspace, part: Option<&'a Part<'_>>, strips: usize) -> Option<Self> {
+    /// For `strips` strips of rows, the first row being number `first`.
+    pub(super) fn new(workspace: &Workspace, part: Option<&'a Part<'_>>, strips: usize, first: usize) -> Option<Self> {
         let factors = part?.low_rank.as_ref()?;
         let values = Matrix::uninitialised(workspace, strips * LANES, factors.width());
-        Some(Self { factors, values, tiles: TileBuffer::new(workspace, strips * factors.middle_depth()) })
+        Some(Self { factors, values, tiles: TileBuffer::new(workspace, strips * factors.middle_depth()), first })
     }
 
     pub(super) fn add(&mut self, unit: &impl Block, a: &PackedStrips<'_>, depth: Range<usize>, accumulate: bool) {
         self.factors.add_middle(unit, a, &depth, accumulate, self.values.data_mut());
     }
 
-    /// Packs what was added, for [`Middle::second`].
+    /// Packs what was added, for [`Middle::second`]; what its blocks don't keep is gone then.
     pub(super) fn pack(&mut self) {
+        self.factors.keep_blocks(self.values.data_mut(), self.first);
         self.factors.pack_middle(self.values.data(), self.values.rows(), &mut self.tiles);
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::rows::{Middle, Part};
+use crate::kernels::blocks::{ScaledBlock, shares};
 use crate::kernels::gradient::sum_by_tokens;
 use crate::kernels::{View, ViewMut, vectorised};
 use crate::{Matrix, Workspace};
@@ -11,6 +12,7 @@ use crate::{Matrix, Workspace};
 pub(crate) struct Sums {
     rank: usize,
     scale: f32,
+    blocks: Vec<ScaledBlock>,
     /// `s·uᵀ·input` `[pieces · r, in]`, with `u = dy·B`.
     a: Matrix,
     /// `s·tᵀ·dy` `[pieces · r, out]`, with `t = input·Aᵀ`.
@@ -22,7 +24,7 @@ impl Sums {
         let factors = part.low_rank.as_ref()?;
         let (out, rank, width) = factors.sizes();
         let room = |cols| Matrix::uninitialised(workspace, pieces * rank, cols);
-        Some(Self { rank, scale: factors.scale(), a: room(width), b: room(out) })
+        Some(Self { rank, scale: factors.scale(), blocks: factors.blocks().to_vec(), a: room(width), b: room(out) })
     }
 
     /// Adds the pieces up, in order: what remains is the first rows.
@@ -63,6 +65,7 @@ fn add_pieces(sums: &mut Matrix, rank: usize) {
 pub(super) struct SumsOfRows<'a> {
     rank: usize,
     scale: f32,
+    blocks: &'a [ScaledBlock],
     a: (&'a mut [f32], usize),
     b: (&'a mut [f32], usize),
 }
@@ -70,55 +73,72 @@ pub(super) struct SumsOfRows<'a> {
 impl<'a> SumsOfRows<'a> {
     pub(super) fn all(sums: &'a mut Sums) -> Self {
         let (a_cols, b_cols) = (sums.a.cols(), sums.b.cols());
-        Self { rank: sums.rank, scale: sums.scale, a: (sums.a.data_mut(), a_cols), b: (sums.b.data_mut(), b_cols) }
+        let Sums { rank, scale, blocks, a, b } = sums;
+        Self { rank: *rank, scale: *scale, blocks, a: (a.data_mut(), a_cols), b: (b.data_mut(), b_cols) }
     }
 
     pub(super) fn split(self, pieces: usize) -> (Self, Self) {
-        let Self { rank, scale, a, b } = self;
+        let Self { rank, scale, blocks, a, b } = self;
         let (a_own, a_after) = a.0.split_at_mut(pieces * rank * a.1);
         let (b_own, b_after) = b.0.split_at_mut(pieces * rank * b.1);
-        let part = |a_values, b_values| Self { rank, scale, a: (a_values, a.1), b: (b_values, b.1) };
+        let part = |a_values, b_values| Self { rank, scale, blocks, a: (a_values, a.1), b: (b_values, b.1) };
         (part(a_own, b_own), part(a_after, b_after))
     }
 }
 
 impl SumsOfRows<'_> {
-    /// `s·uᵀ·input` of each piece, for columns of the input; `u` and `input` are of the task's rows.
+    /// `s·uᵀ·input` of each piece, for columns of the input; `u` and `input` are of the task's rows, the first of which is
+    /// number `first`.
     pub(super) fn sum_a(
         &mut self,
+        first: usize,
         pieces: impl Iterator<Item = Range<usize>>,
         columns: Range<usize>,
         u: &Middle<'_>,
         input: View<'_>,
     ) {
         for (piece, rows) in pieces.enumerate() {
-            let sum = of_piece(&mut self.a, self.rank, piece, columns.clone());
-            sum_by_tokens(self.scale, u.view(rows.clone()).transposed(), input.rows(rows), sum);
+            for (rows, ranks) in shares(self.blocks, first, rows, self.rank) {
+                let sum = of_piece(&mut self.a, piece * self.rank + ranks.start, ranks.len(), columns.clone());
+                sum_of_rows(self.scale, u.view(rows.clone()).columns(ranks), input.rows(rows), sum);
+            }
         }
     }
 
-    /// `s·tᵀ·dy` of each piece, for columns of the linear's gradient; `t` and `dy` are of the task's rows.
+    /// `s·tᵀ·dy` of each piece, for columns of the linear's gradient; `t` and `dy` are of the task's rows, the first of which
+    /// is number `first`.
     pub(super) fn sum_b(
         &mut self,
+        first: usize,
         pieces: impl Iterator<Item = Range<usize>>,
         columns: Range<usize>,
         t: View<'_>,
         dy: View<'_>,
     ) {
         for (piece, rows) in pieces.enumerate() {
-            let sum = of_piece(&mut self.b, self.rank, piece, columns.clone());
-            sum_by_tokens(self.scale, t.rows(rows.clone()).transposed(), dy.rows(rows), sum);
+            for (rows, ranks) in shares(self.blocks, first, rows, self.rank) {
+                let sum = of_piece(&mut self.b, piece * self.rank + ranks.start, ranks.len(), columns.clone());
+                sum_of_rows(self.scale, t.rows(rows.clone()).columns(ranks), dy.rows(rows), sum);
+            }
         }
     }
 }
 
-/// Columns of a piece's sum.
+/// Columns of `rows` rows of the sums, from row `first` on.
 fn of_piece<'a>(
     (values, cols): &'a mut (&mut [f32], usize),
-    rank: usize,
-    piece: usize,
+    first: usize,
+    rows: usize,
     columns: Range<usize>,
 ) -> ViewMut<'a> {
-    let start = piece * rank * *cols + columns.start;
-    ViewMut::rows_of(&mut values[start..], rank, columns.len(), *cols)
+    let start = first * *cols + columns.start;
+    ViewMut::rows_of(&mut values[start..], rows, columns.len(), *cols)
+}
+
+/// `sum ← scale·middleᵀ·rows`, zero where there are no rows.
+fn sum_of_rows(scale: f32, middle: View<'_>, rows: View<'_>, mut sum: ViewMut<'_>) {
+    if rows.rows > 0 {
+        return sum_by_tokens(scale, middle.transposed(), rows, sum);
+    }
+    (0..sum.rows).for_each(|row| sum.row_mut(row).fill(0.0));
 }

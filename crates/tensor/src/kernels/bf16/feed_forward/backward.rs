@@ -74,7 +74,7 @@ impl Task<'_, '_> {
         let rows = self.rows.clone();
         let dy = packed(workspace, dy, rows.clone());
         let strips = dy.strips;
-        let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips));
+        let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips, rows.start));
         if let Some(middle) = &mut middles[DOWN] {
             middle.add(unit, &dy.strips(), 0..dy.depth, false);
             middle.pack();
@@ -150,7 +150,7 @@ impl Task<'_, '_> {
     /// `s·uᵀ·input` for columns of the input: a block of the task's rows.
     fn sum_a(&mut self, site: usize, columns: Range<usize>, u: Option<&Middle<'_>>, input: View<'_>) {
         if let (Some(u), Some(sums)) = (u, &mut self.sums[site]) {
-            sums.sum_a(self.sharing.rows_of_pieces(self.rows.len()), columns, u, input);
+            sums.sum_a(self.rows.start, self.sharing.rows_of_pieces(self.rows.len()), columns, u, input);
         }
     }
 
@@ -158,7 +158,7 @@ impl Task<'_, '_> {
     fn sum_b(&mut self, site: usize, columns: Range<usize>, dy: View<'_>) {
         if let (Some(t), Some(sums)) = (&self.kept.middles[site], &mut self.sums[site]) {
             let t = View::of(t).rows(self.rows.clone());
-            sums.sum_b(self.sharing.rows_of_pieces(self.rows.len()), columns, t, dy);
+            sums.sum_b(self.rows.start, self.sharing.rows_of_pieces(self.rows.len()), columns, t, dy);
         }
     }
 }

@@ -100,7 +100,7 @@ impl Task<'_, '_> {
         let rows = self.rows.clone();
         let x = packed(workspace, x, rows.clone());
         let strips = x.strips;
-        let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips));
+        let mut middles = parts.all().map(|part| Middle::new(workspace, part, strips, rows.start));
         for middle in middles[..2].iter_mut().flatten() {
             middle.add(unit, &x.strips(), 0..x.depth, false);
             middle.pack();
