@@ -219,3 +219,26 @@ fn as_json(file: &StudyFile, scores: &Scores, similarities: &[Similarity]) -> Va
         "title": file.title, "study": file, "rows": scores.rows.iter().map(row).collect::<Vec<_>>(), "similarities": similarities,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pictures in pixels are left out: how they are drawn may depend on the processor.
+    #[test]
+    fn committed_reports_are_what_their_results_give_byte_for_byte() {
+        let studies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/studies");
+        let mut compared = 0;
+        for entry in fs::read_dir(&studies).unwrap() {
+            let study = entry.unwrap().path();
+            let files =
+                Report::of(&study).unwrap_or_else(|error| panic!("{}: {error}", study.display())).files().unwrap();
+            for (name, contents) in files.iter().filter(|(name, _)| !name.ends_with(".png")) {
+                let path = study.join(REPORT_FOLDER).join(name);
+                assert!(fs::read(&path).is_ok_and(|known| known == *contents), "{} differs", path.display());
+                compared += 1;
+            }
+        }
+        assert!(compared > 0, "{} holds no study", studies.display());
+    }
+}
