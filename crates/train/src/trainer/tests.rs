@@ -327,10 +327,10 @@ fn a_run_that_diverges_ends_alone() {
     assert_eq!((first.0.state.global_step, last.0.state.global_step), (6, 6));
     assert!(first.1.iter().flatten().all(|value| value.is_finite()));
     // What cannot run together, or begin, is told before any begins.
-    let shifted = json!({"peft_type": "LONGLORA", "r": 2, "target_modules": ["q_proj"]});
+    let shifted = json!({"peft_type": "LONG_LORA", "r": 2, "target_modules": ["q_proj"]});
     let runs_with = [("one", lora(), json!({})), ("other", shifted, json!({}))];
     let error = scene.train_together(&runs_with, Start::New).unwrap_err().to_string();
-    assert!(error.contains("LONGLORA attends in shifted groups"), "{error}");
+    assert!(error.contains("LONG_LORA attends in shifted groups"), "{error}");
     let mut runs = runs;
     (runs[0].0, runs[2].0, runs[2].2) = ("new", "newer", json!({"metric_for_best_model": "bleu"}));
     scene.train_together(&runs, Start::Overwrite).unwrap_err();

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use tunesmith_methods::BuiltAdapter;
-use tunesmith_tensor::Gradients;
+use tunesmith_tensor::{Gradients, Workspace};
 
 use super::session::{Made, Session, Window};
 use super::{Ending, Observer, Report, Run, Start};
 use crate::joint::{Part, joint_loss};
-use crate::{Batch, MemoryEstimate, TrainError};
+use crate::{Batch, MemoryEstimate, TrainError, grad_norm};
 
 /// A run, the adapter that it trains, and who follows it.
 pub struct Trainee<'a> {
@@ -81,16 +81,11 @@ pub fn train_together(
         for share in &shares {
             trainees[share.place].built.before_step(share.window.step);
         }
-        let longest = shares.iter().map(|share| share.batches.len()).max().unwrap_or(0);
-        for number in 0..longest {
-            let (places, parts): (Vec<usize>, Vec<Part<'_>>) =
-                shares.iter().enumerate().filter_map(|(at, share)| Some((at, share.part(number, trainees)?))).unzip();
-            // One run has the masks that its own seed draws.
-            let dropout = Some(shares[places[0]].window.dropout.derive("batch", number as u64));
-            let sums = joint_loss(&parts, *model, &workspace, dropout, &mut gradients);
-            for (at, sum) in places.into_iter().zip(sums) {
-                shares[at].loss += sum / shares[at].labelled as f64;
-            }
+        pass(&mut shares, trainees, &workspace, &mut gradients);
+        if shares.len() > 1 && shares.iter().any(|share| !share.is_finite(trainees, &gradients)) {
+            // Zero times infinity is no number: who has left the numbers must not take the others along.
+            gradients.clear();
+            shares.iter_mut().for_each(|share| pass(std::slice::from_mut(share), trainees, &workspace, &mut gradients));
         }
         let passed = began.elapsed().as_secs_f64();
         for share in shares {
@@ -114,6 +109,22 @@ pub fn train_together(
     Ok(reports)
 }
 
+/// Computes the loss of each share and adds its gradients, batch by batch, all in one pass each.
+fn pass(shares: &mut [Share], trainees: &[Trainee<'_>], workspace: &Workspace, gradients: &mut Gradients) {
+    let longest = shares.iter().map(|share| share.batches.len()).max().unwrap_or(0);
+    shares.iter_mut().for_each(|share| share.loss = 0.0);
+    for number in 0..longest {
+        let (places, parts): (Vec<usize>, Vec<Part<'_>>) =
+            shares.iter().enumerate().filter_map(|(at, share)| Some((at, share.part(number, trainees)?))).unzip();
+        // One run has the masks that its own seed draws.
+        let dropout = Some(shares[places[0]].window.dropout.derive("batch", number as u64));
+        let sums = joint_loss(&parts, trainees[0].run.model, workspace, dropout, gradients);
+        for (at, sum) in places.into_iter().zip(sums) {
+            shares[at].loss += sum / shares[at].labelled as f64;
+        }
+    }
+}
+
 /// Whether training groups tokens for attention, which a pass does for one adapter alone (LongLoRA).
 fn is_shifted(trainee: &Trainee<'_>) -> bool {
     trainee.built.adapter.shifted_groups().is_some()
@@ -130,6 +141,12 @@ impl Share {
     fn part<'a>(&'a self, number: usize, trainees: &'a [Trainee<'_>]) -> Option<Part<'a>> {
         let batch = self.batches.get(number)?;
         Some(Part { batch, adapter: &trainees[self.place].built.adapter, labelled: self.labelled })
+    }
+
+    /// Whether the loss and all gradients are numbers.
+    fn is_finite(&self, trainees: &[Trainee<'_>], gradients: &Gradients) -> bool {
+        let parameters = trainees[self.place].built.adapter.parameters();
+        self.loss.is_finite() && grad_norm(&parameters, gradients).is_finite()
     }
 
     /// Tokens of all batches, prompts included.
