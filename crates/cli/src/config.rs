@@ -132,6 +132,11 @@ impl RunConfig {
         all
     }
 
+    /// The keys that say how the base's weights are kept.
+    pub(crate) fn quantization_keys(&self) -> Vec<String> {
+        as_map(&self.quantization).into_iter().map(|(key, _)| key).collect()
+    }
+
     /// The same as YAML, without the keys that are not set: a configuration that gives this run again.
     pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
         let mut all = self.resolved();

@@ -201,7 +201,7 @@ impl<'a> Forward<'a> {
     fn hidden_groups(&mut self, site: SiteId, residual: &Var, output: Var, norm: Option<PostNorm<'_>>) -> Var {
         let mut parts = Vec::new();
         for group in &self.groups {
-            let rows = rows_of(&self.segments, &group.sequences);
+            let rows = self.segments.rows(&group.sequences);
             let virtual_rows = self.virtual_rows_of(group);
             let tuned = norm.map(|norm| {
                 let tuner = group.adapter.and_then(|adapter| adapter.weight(norm.site));
@@ -225,7 +225,7 @@ impl<'a> Forward<'a> {
 
     /// Rows of virtual tokens among the rows of a group.
     fn virtual_rows_of(&self, group: &Group<'_>) -> Vec<usize> {
-        let first = rows_of(&self.segments, &group.sequences).start;
+        let first = self.segments.rows(&group.sequences).start;
         let sequences =
             group.sequences.clone().zip(self.virtual_rows.get(group.sequences.clone()).into_iter().flatten());
         let rows = sequences.flat_map(|(sequence, VirtualRows { prefix, infix, prompt })| {
@@ -330,7 +330,7 @@ impl<'a> Forward<'a> {
     fn weight_tuners(&self, site: SiteId, segments: &Segments) -> Vec<(Range<usize>, Option<&'a dyn WeightTuner>)> {
         let tuners = self.groups.iter().map(|group| {
             let tuner = group.adapter.and_then(|adapter| adapter.weight(site));
-            (rows_of(segments, &group.sequences), tuner)
+            (segments.rows(&group.sequences), tuner)
         });
         let tuners: Vec<_> = tuners.collect();
         if tuners.iter().all(|(_, tuner)| tuner.is_none()) { vec![(0..segments.total(), None)] } else { tuners }
@@ -355,11 +355,4 @@ fn layer_norm(tape: &mut Tape, x: &Var, tuned: &Tuned, epsilon: f32) -> Var {
         None => tape.constant(Matrix::zeros(1, tuned.weight.cols())),
     };
     tape.layer_norm(x, &tuned.weight, &bias, epsilon)
-}
-
-fn rows_of(segments: &Segments, sequences: &Range<usize>) -> Range<usize> {
-    if sequences.is_empty() {
-        return 0..0;
-    }
-    segments.range(sequences.start).start..segments.range(sequences.end - 1).end
 }

@@ -46,6 +46,19 @@ impl Segments {
         self.range(sequence).len()
     }
 
+    /// The rows of consecutive sequences.
+    pub fn rows(&self, sequences: &Range<usize>) -> Range<usize> {
+        if sequences.is_empty() {
+            return 0..0;
+        }
+        self.range(sequences.start).start..self.range(sequences.end - 1).end
+    }
+
+    /// Length of each sequence, in order.
+    pub fn lengths(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        self.ranges().map(|range| range.len())
+    }
+
     /// The row ranges of all sequences, in order.
     pub fn ranges(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
         self.starts.windows(2).map(|pair| pair[0]..pair[1])

@@ -111,12 +111,7 @@ impl Batch {
 
     /// What the model reads.
     pub fn inputs(&self) -> Inputs<'_> {
-        let decoder = self.decoder.as_ref();
-        Inputs {
-            ids: &self.ids,
-            token_type_ids: &self.token_type_ids,
-            decoder: decoder.map(|DecoderBatch { ids, segments }| DecoderInputs { ids, segments }),
-        }
+        inputs(&self.ids, &self.token_type_ids, self.decoder.as_ref())
     }
 
     /// The summed loss of the batch on `tape`.
@@ -138,6 +133,12 @@ impl Batch {
             _ => None,
         }
     }
+}
+
+/// What a model reads of rows laid end to end.
+pub(crate) fn inputs<'a>(ids: &'a [u32], token_type_ids: &'a [u32], decoder: Option<&'a DecoderBatch>) -> Inputs<'a> {
+    let decoder = decoder.map(|DecoderBatch { ids, segments }| DecoderInputs { ids, segments });
+    Inputs { ids, token_type_ids, decoder }
 }
 
 /// The length of each sequence's prompt: the tokens up to the first that predicts a label.

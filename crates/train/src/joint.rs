@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use tunesmith_models::{DecoderInputs, Inputs, Model};
+use tunesmith_models::{Inputs, Model};
 use tunesmith_tensor::{Adapter, Forward, Gradients, Seed, Segments, Tape, Var, Workspace};
 
-use crate::batch::{Batch, DecoderBatch};
+use crate::batch::{Batch, DecoderBatch, inputs};
 use crate::losses::loss;
 
 /// A batch and the adapter that learns from it.
@@ -66,12 +66,10 @@ pub fn joint_loss(
 /// The rows of what the head reads that are of some sequences: of every token, or one for each sequence.
 fn rows_of(sequences: &Range<usize>, segments: &Segments, rows: usize) -> Range<usize> {
     if rows == segments.total() {
-        let start = |sequence| if sequence == segments.len() { rows } else { segments.range(sequence).start };
-        start(sequences.start)..start(sequences.end)
-    } else {
-        assert_eq!(rows, segments.len(), "a head reads every token, or one row of each sequence");
-        sequences.clone()
+        return segments.rows(sequences);
     }
+    assert_eq!(rows, segments.len(), "a head reads every token, or one row of each sequence");
+    sequences.clone()
 }
 
 /// The parts' sequences, laid end to end.
@@ -91,7 +89,6 @@ struct Rows<'a> {
 impl<'a> Rows<'a> {
     fn of(parts: &[Part<'a>], model: &dyn Model) -> Self {
         let batches = || parts.iter().map(|part| part.batch);
-        let lengths = |segments: &Segments| segments.ranges().map(|range| range.len()).collect::<Vec<_>>();
         let mut sequences = Vec::new();
         for batch in batches() {
             let first = sequences.last().map_or(0, |last: &Range<usize>| last.end);
@@ -105,15 +102,13 @@ impl<'a> Rows<'a> {
         let decoders: Option<Vec<&DecoderBatch>> = batches().map(|batch| batch.decoder.as_ref()).collect();
         let decoder = decoders.map(|decoders| DecoderBatch {
             ids: decoders.iter().flat_map(|decoder| decoder.ids.iter().copied()).collect(),
-            segments: Segments::from_lengths(
-                decoders.iter().flat_map(|decoder| lengths(&decoder.segments)).collect::<Vec<_>>(),
-            ),
+            segments: Segments::from_lengths(decoders.iter().flat_map(|decoder| decoder.segments.lengths())),
         });
         let prompts: Option<Vec<Vec<usize>>> = batches().map(|batch| batch.prompts(model)).collect();
         Self {
             ids: batches().flat_map(|batch| batch.ids.iter().copied()).collect(),
             token_type_ids: if has_types { batches().flat_map(types).collect() } else { Vec::new() },
-            segments: Segments::from_lengths(batches().flat_map(|batch| lengths(&batch.segments)).collect::<Vec<_>>()),
+            segments: Segments::from_lengths(batches().flat_map(|batch| batch.segments.lengths())),
             decoder,
             prompts: prompts.map(|prompts| prompts.concat()),
             adapters: parts.iter().flat_map(|part| vec![Some(part.adapter); part.batch.segments.len()]).collect(),
@@ -122,12 +117,7 @@ impl<'a> Rows<'a> {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let decoder = self.decoder.as_ref();
-        Inputs {
-            ids: &self.ids,
-            token_type_ids: &self.token_type_ids,
-            decoder: decoder.map(|DecoderBatch { ids, segments }| DecoderInputs { ids, segments }),
-        }
+        inputs(&self.ids, &self.token_type_ids, self.decoder.as_ref())
     }
 
     fn forward<'b>(&'b self, tape: &'b mut Tape) -> Forward<'b> {

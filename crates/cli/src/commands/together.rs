@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 use tunesmith_methods::BuiltAdapter;
-use tunesmith_train::{Ending, Observer, Report, Run, Start, Trainee, train_together};
+use tunesmith_train::{Ending, Observer, Report, Run, Start, TrainError, Trainee, train_together};
 
 use super::train::{check_unused, conclude, draw_curve, resume_command};
 use crate::args::TrainArgs;
@@ -79,21 +80,17 @@ fn train(
     built: &mut [BuiltAdapter],
     start: Start,
     interrupt: &Interrupt,
-) -> anyhow::Result<(Vec<Result<Report, tunesmith_train::TrainError>>, f64)> {
+) -> anyhow::Result<(Vec<Result<Report, TrainError>>, f64)> {
     let workspace = &runs[0].training.workspace;
     let pieces: Vec<Pieces<'_>> =
         runs.iter().zip(&*built).map(|(run, built)| run.training.pieces(built.config.clone())).collect();
     let all: Vec<Run<'_>> = pieces.iter().zip(runs).map(|(pieces, run)| pieces.run(&run.training, workspace)).collect();
     let tokens: Rc<Cell<u64>> = Rc::default();
-    let watcher = |(place, run): (usize, &'_ Named)| {
-        let detail = if place == 0 { Detail::First } else { Detail::Other }(run.name.clone());
-        (place, detail)
-    };
-    let details: Vec<_> = runs.iter().enumerate().map(watcher).collect();
-    let mut watchers: Vec<Watcher<'_>> = details
-        .into_iter()
-        .map(|(place, detail)| Watcher::counting(&runs[place].training.config, interrupt, detail, Rc::clone(&tokens)))
-        .collect();
+    let watched = runs.iter().enumerate().map(|(place, Named { name, training })| {
+        let detail = if place == 0 { Detail::First } else { Detail::Other }(name.clone());
+        Watcher::counting(&training.config, interrupt, detail, Rc::clone(&tokens))
+    });
+    let mut watchers: Vec<_> = watched.collect();
     let parts = all.iter().zip(built).zip(&mut watchers);
     let mut trainees: Vec<Trainee<'_>> =
         parts.map(|((run, built), observer)| Trainee { run, built, observer: observer as &mut dyn Observer }).collect();
@@ -171,8 +168,7 @@ fn prepare(configs: Vec<(String, RunConfig)>) -> anyhow::Result<Vec<Named>> {
     let mut runs: Vec<Named> = Vec::new();
     for (name, config) in configs {
         let training = Training::prepare_over(config, &mut shared)?;
-        if let Some(first) = runs.first().filter(|first| !std::sync::Arc::ptr_eq(&first.training.base, &training.base))
-        {
+        if let Some(first) = runs.first().filter(|first| !Arc::ptr_eq(&first.training.base, &training.base)) {
             return Err(Misuse(format!(
                 "{name} needs another base than {}, because the two differ in {}: runs share one base, with its head, to be trained together",
                 first.name,
@@ -187,18 +183,12 @@ fn prepare(configs: Vec<(String, RunConfig)>) -> anyhow::Result<Vec<Named>> {
 
 /// Keys that change the base, and differ.
 fn difference(first: &RunConfig, second: &RunConfig) -> String {
-    const OF_RUNS: [&str; 8] = [
-        "model_name_or_path",
-        "tokenizer_name_or_path",
-        "chat_template",
-        "precision",
-        "load_in_4bit",
-        "bnb_4bit_quant_type",
-        "task_type",
-        "seed",
-    ];
+    const OF_RUNS: [&str; 6] =
+        ["model_name_or_path", "tokenizer_name_or_path", "chat_template", "precision", "task_type", "seed"];
+    let quantization = first.quantization_keys();
     let (first, second) = (first.resolved(), second.resolved());
-    let differing = OF_RUNS.into_iter().filter(|key| first.get(*key) != second.get(*key)).collect::<Vec<_>>();
+    let keys = OF_RUNS.into_iter().chain(quantization.iter().map(String::as_str));
+    let differing = keys.filter(|key| first.get(*key) != second.get(*key)).collect::<Vec<_>>();
     match differing[..] {
         [] => "labels, or in what the method changes of it".to_owned(),
         ["seed"] => "seed, which the values of a new head come from".to_owned(),

@@ -1,9 +1,8 @@
 //! The intrinsic dimension of a data set: the smallest `d` of those tried that is enough.
 
-use tunesmith_train::statistics::Summary;
-
-use super::scores::{Column, Row, Scores, shown};
+use super::scores::{Column, Scores, shown};
 use super::table::Table;
+use super::tables::NOTHING;
 use crate::plan::Kind;
 
 /// The key that `d` is written under.
@@ -17,7 +16,7 @@ pub(super) fn table(scores: &Scores, reference: Option<&str>) -> Option<Table> {
     let base = scores.rows.iter().find(|row| row.kind == Kind::Base);
     let mut rows = Vec::new();
     for column in scores.main_columns().filter(|column| column.metric.higher_is_better) {
-        let Some(full) = mean(scores, reference, column) else { continue };
+        let Some(full) = scores.mean(reference, column) else { continue };
         let metric = column.metric.key;
         for (structure, mut curve) in curves(scores, column) {
             curve.sort_by(|left, right| left.0.total_cmp(&right.0));
@@ -27,13 +26,13 @@ pub(super) fn table(scores: &Scores, reference: Option<&str>) -> Option<Table> {
                 (None, Some((largest, score))) => (format!("above {largest}"), shown(metric, *score)),
                 (None, None) => continue,
             };
-            let untrained = base.and_then(|base| mean(scores, base, column));
+            let untrained = base.and_then(|base| scores.mean(base, column));
             rows.push(vec![
                 structure.into(),
                 column.head.clone().into(),
                 shown(metric, full).into(),
                 shown(metric, ENOUGH * full).into(),
-                untrained.map_or_else(|| "–".to_owned(), |score| shown(metric, score)).into(),
+                untrained.map_or_else(|| NOTHING.to_owned(), |score| shown(metric, score)).into(),
                 dimension.into(),
                 score.into(),
             ]);
@@ -58,17 +57,13 @@ fn curves(scores: &Scores, column: &Column) -> Vec<(String, Vec<(f64, f64)>)> {
     let mut curves: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for row in &scores.rows {
         let dimension = scores.runs(row, column).results.first().and_then(|result| result.spec.number(KEY));
-        let (Some(dimension), Some(score)) = (dimension, mean(scores, row, column)) else { continue };
+        let (Some(dimension), Some(score)) = (dimension, scores.mean(row, column)) else { continue };
         match curves.iter_mut().find(|(group, _)| *group == row.group) {
             Some((_, curve)) => curve.push((dimension, score)),
             None => curves.push((row.group.clone(), vec![(dimension, score)])),
         }
     }
     curves
-}
-
-fn mean(scores: &Scores, row: &Row, column: &Column) -> Option<f64> {
-    Summary::of(&scores.values(row, column)).map(|summary| summary.mean)
 }
 
 #[cfg(test)]
@@ -79,6 +74,7 @@ mod tests {
 
     use super::*;
     use crate::plan::RunSpec;
+    use crate::report::scores::Row;
     use crate::result::{Environment, FORMAT, Measured, Outcome, RunResult};
     use crate::runner::RowRuns;
 

@@ -12,11 +12,7 @@ pub(super) fn markdown(report: &Report) -> String {
     }
     text += &format!("{}\n\n", report.made_by);
     text += &section("## Scores", std::slice::from_ref(&report.main), &report.plots);
-    let mut more: Vec<Table> = Vec::new();
-    more.extend(report.orders.iter().cloned());
-    more.extend(report.dimensions.iter().cloned());
-    more.extend(report.differences.iter().cloned());
-    for table in &more {
+    for table in &report.more {
         text += &section(&format!("### {}", table.title), std::slice::from_ref(table), &[]);
     }
     if !report.published.is_empty() {

@@ -32,9 +32,8 @@ pub struct Report {
     made_by: String,
     main: Table,
     plots: Vec<Plot>,
-    orders: Option<Table>,
-    dimensions: Option<Table>,
-    differences: Option<Table>,
+    /// What else the scores tell, each table under a title of its own.
+    more: Vec<Table>,
     published: Vec<Table>,
     cost: Table,
     curves: Vec<Plot>,
@@ -90,6 +89,8 @@ impl Report {
         all.extend(plots::parameters(scores, reference));
         all.extend(keys.iter().flat_map(|key| plots::over(scores, key)));
         all.extend(plots::strips(scores));
+        let more =
+            [tables::orders(scores), dimensions::table(scores, reference), tables::differences(scores, reference)];
         let quoted = file.published.iter().filter_map(|name| published::find(name));
         Self {
             title: if file.title.is_empty() { "A study".to_owned() } else { file.title.clone() },
@@ -97,9 +98,7 @@ impl Report {
             made_by: made_by(scores),
             main: tables::main(scores),
             plots: all,
-            orders: tables::orders(scores),
-            dimensions: dimensions::table(scores, reference),
-            differences: tables::differences(scores, reference),
+            more: more.into_iter().flatten().collect(),
             published: quoted.map(tables::published).collect(),
             cost: tables::cost(scores),
             curves: plots::curves(scores),

@@ -17,13 +17,13 @@ pub(super) fn html(report: &Report) -> String {
     let sections = [
         ("scores", "Scores", scores(report)),
         ("published", "What papers report", published(report)),
-        ("cost", "Cost", section_of(std::slice::from_ref(&report.cost), &[])),
+        ("cost", "Cost", table(&report.cost, false)),
         ("curves", "Learning curves", figures(&report.curves)),
         ("subspaces", "Subspaces", figures(&report.heat_maps)),
         ("samples", "Outputs side by side", samples(report)),
-        ("metrics", "All metrics", section_of(&report.details, &[])),
-        ("rates", "Learning rates", section_of(report.rates.as_slice(), &[])),
-        ("failures", "Failed and missing runs", section_of(report.failures.as_slice(), &[])),
+        ("metrics", "All metrics", tables(&report.details, true)),
+        ("rates", "Learning rates", tables(report.rates.as_slice(), false)),
+        ("failures", "Failed and missing runs", tables(report.failures.as_slice(), false)),
         ("repeat", "How to repeat it", repeat(report)),
     ];
     let kept: Vec<_> = sections.into_iter().filter(|(_, _, content)| !content.is_empty()).collect();
@@ -42,9 +42,7 @@ pub(super) fn html(report: &Report) -> String {
 fn scores(report: &Report) -> String {
     let mut html = table(&report.main, false);
     html += &figures(&report.plots);
-    html += &section_of(report.orders.as_slice(), &[]);
-    html += &section_of(report.dimensions.as_slice(), &[]);
-    html + &section_of(report.differences.as_slice(), &[])
+    html + &tables(&report.more, true)
 }
 
 fn published(report: &Report) -> String {
@@ -57,18 +55,8 @@ fn published(report: &Report) -> String {
     lead.to_owned() + &tables
 }
 
-fn section_of(tables: &[Table], plots: &[Plot]) -> String {
-    let titled = tables.len() > 1;
-    tables
-        .iter()
-        .map(|of| {
-            table(
-                of,
-                titled || of.title.contains(':') || of.title.starts_with("Diff") || of.title.starts_with("Orders"),
-            )
-        })
-        .collect::<String>()
-        + &figures(plots)
+fn tables(tables: &[Table], titled: bool) -> String {
+    tables.iter().map(|of| table(of, titled)).collect()
 }
 
 fn table(table: &Table, titled: bool) -> String {

@@ -27,7 +27,7 @@ pub(super) fn parameters(scores: &Scores, reference: Option<&str>) -> Option<Plo
         let Some(count) = count.filter(|count| *count > 0) else { continue };
         let mut values = Vec::new();
         for column in &columns {
-            let zero = relative.map_or(Some(0.0), |row| Summary::of(&scores.values(row, column)).map(|of| of.mean));
+            let zero = relative.map_or(Some(0.0), |row| scores.mean(row, column));
             values.extend(
                 zero.iter().flat_map(|zero| scores.values(row, column).into_iter().map(move |value| value - zero)),
             );

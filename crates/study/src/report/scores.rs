@@ -96,10 +96,14 @@ impl Scores {
         self.seeded(row, column).into_iter().map(|(_, value)| value).collect()
     }
 
+    /// The mean of a row's scores in a column.
+    pub(super) fn mean(&self, row: &Row, column: &Column) -> Option<f64> {
+        Summary::of(&self.values(row, column)).map(|summary| summary.mean)
+    }
+
     /// The largest number of rows whose mean is the best of a column: more than one where they are equal.
     pub(super) fn best(&self, column: &Column) -> Option<f64> {
-        let means =
-            self.rows.iter().filter_map(|row| Summary::of(&self.values(row, column))).map(|summary| summary.mean);
+        let means = self.rows.iter().filter_map(|row| self.mean(row, column));
         let better = |best: f64, mean: f64| if column.metric.improves(mean, Some(best)) { mean } else { best };
         means.reduce(better)
     }

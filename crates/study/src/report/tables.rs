@@ -10,7 +10,7 @@ use crate::published::PublishedTable;
 use crate::result::{Measured, Outcome, RunResult};
 
 /// Where nothing was measured.
-const NOTHING: &str = "–";
+pub(super) const NOTHING: &str = "–";
 
 /// Rows by data sets: mean ± standard deviation over seeds, the best mean marked.
 pub(super) fn main(scores: &Scores) -> Table {
@@ -20,7 +20,7 @@ pub(super) fn main(scores: &Scores) -> Table {
         let mut cells: Vec<Cell> = vec![row.name.as_str().into(), parameters(row).into()];
         for column in &scores.columns {
             let values = scores.values(row, column);
-            let (own, best) = (Summary::of(&values).map(|summary| summary.mean), scores.best(column));
+            let (own, best) = (scores.mean(row, column), scores.best(column));
             let failed = scores.runs(row, column).results.iter().any(|result| result.measured().is_none());
             let text = shown_summary(column.metric.key, &values);
             let text = text.unwrap_or_else(|| if failed { "failed".to_owned() } else { NOTHING.to_owned() });

@@ -247,62 +247,23 @@ mod tests {
     }
 
     fn cases() -> [Case; 6] {
+        let case = |rows, width, hidden, has_gate, ranks, has_bias| Case {
+            rows,
+            width,
+            hidden,
+            has_gate,
+            ranks,
+            has_bias,
+            has_blocks: false,
+        };
         [
-            Case {
-                rows: 65,
-                width: 70,
-                hidden: 96,
-                has_gate: true,
-                ranks: [8, 8, 8],
-                has_bias: false,
-                has_blocks: false,
-            },
-            Case {
-                rows: 300,
-                width: 40,
-                hidden: 64,
-                has_gate: false,
-                ranks: [0, 4, 20],
-                has_bias: true,
-                has_blocks: false,
-            },
-            Case {
-                rows: 130,
-                width: 64,
-                hidden: 160,
-                has_gate: true,
-                ranks: [0, 0, 0],
-                has_bias: true,
-                has_blocks: false,
-            },
+            case(65, 70, 96, true, [8, 8, 8], false),
+            case(300, 40, 64, false, [0, 4, 20], true),
+            case(130, 64, 160, true, [0, 0, 0], true),
             // Several chunks of hidden features.
-            Case {
-                rows: 256,
-                width: 33,
-                hidden: 4480,
-                has_gate: true,
-                ranks: [3, 0, 8],
-                has_bias: false,
-                has_blocks: false,
-            },
-            Case {
-                rows: 300,
-                width: 70,
-                hidden: 96,
-                has_gate: true,
-                ranks: [8, 6, 8],
-                has_bias: false,
-                has_blocks: true,
-            },
-            Case {
-                rows: 70,
-                width: 40,
-                hidden: 64,
-                has_gate: false,
-                ranks: [0, 40, 3],
-                has_bias: true,
-                has_blocks: true,
-            },
+            case(256, 33, 4480, true, [3, 0, 8], false),
+            Case { has_blocks: true, ..case(300, 70, 96, true, [8, 6, 8], false) },
+            Case { has_blocks: true, ..case(70, 40, 64, false, [0, 40, 3], true) },
         ]
     }
 

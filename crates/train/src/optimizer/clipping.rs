@@ -28,10 +28,18 @@ fn squares(values: &[f32]) -> f64 {
 
 /// Scales the gradients of `parameters` so that their global norm is at most `max_norm`, and returns the norm they had.
 ///
-/// As in PyTorch the factor is `max_norm / (norm + 1e-6)`, at most 1. A `max_norm` of zero only measures. A norm that
-/// is not finite leaves the gradients as they are: the caller must not use them.
+/// See [`clip_to_norm`].
 pub fn clip_grad_norm(parameters: &[&Parameter], gradients: &mut Gradients, max_norm: f64) -> f64 {
     let norm = grad_norm(parameters, gradients);
+    clip_to_norm(parameters, gradients, norm, max_norm);
+    norm
+}
+
+/// Scales the gradients of `parameters`, whose global norm is `norm`, so that it is at most `max_norm`.
+///
+/// As in PyTorch the factor is `max_norm / (norm + 1e-6)`, at most 1. A `max_norm` of zero only measures. A norm that
+/// is not finite leaves the gradients as they are: the caller must not use them.
+pub fn clip_to_norm(parameters: &[&Parameter], gradients: &mut Gradients, norm: f64, max_norm: f64) {
     let factor = max_norm / (norm + 1e-6);
     if max_norm > 0.0 && norm.is_finite() && factor < 1.0 {
         for parameter in parameters {
@@ -40,5 +48,4 @@ pub fn clip_grad_norm(parameters: &[&Parameter], gradients: &mut Gradients, max_
             }
         }
     }
-    norm
 }

@@ -9,7 +9,7 @@ use super::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start};
 use crate::evaluate::{Evaluation, HeldOut};
 use crate::{
     BatchPlan, Checkpoints, EvaluationLine, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, RunLog, Subject,
-    TrainError, TrainerState, TrainingLine, clip_grad_norm, peak_memory,
+    TrainError, TrainerState, TrainingLine, clip_to_norm, peak_memory,
 };
 
 /// Keys of the configuration that a resumed run may change: they alter what is written or kept in memory, not what is
@@ -171,45 +171,44 @@ impl<'a> Session<'a> {
         Ok(Window { batches, dropout, step, epoch, progress, is_last: place + 1 == count })
     }
 
-    /// One update from the gradients of a window, which are of the mean over all its labelled values: `loss`.
+    /// One update from the gradients of a window, whose global norm is `grad_norm`, and which are of the mean over all its
+    /// labelled values: `loss`. How long it took is for the caller to say.
     pub(super) fn update(
         &mut self,
         built: &mut BuiltAdapter,
         window: &Window,
-        loss: f64,
+        (loss, grad_norm): (f64, f64),
+        tokens: u64,
         gradients: &mut Gradients,
-    ) -> Result<(f64, f64), TrainError> {
+    ) -> Result<Progress, TrainError> {
         let arguments = self.run.arguments;
-        let grad_norm = clip_grad_norm(&built.adapter.parameters(), gradients, arguments.max_grad_norm);
-        let Window { step, epoch, .. } = *window;
+        let Window { step, epoch, progress, .. } = *window;
         if !loss.is_finite() || !grad_norm.is_finite() {
             let last_checkpoint = self.checkpoints.latest().ok();
             let examples = window.batches.concat();
             return Err(TrainError::NotFinite { step: step + 1, epoch, loss, grad_norm, examples, last_checkpoint });
         }
+        clip_to_norm(&built.adapter.parameters(), gradients, grad_norm, arguments.max_grad_norm);
         let learning_rate = arguments.learning_rate * self.schedule.factor(step);
         self.optimizer.step(&mut built.adapter.parameters_mut(), gradients, learning_rate)?;
         built.after_step(gradients, step);
-        Ok((learning_rate, grad_norm))
-    }
-
-    /// Logging, evaluation and saving, as they fall due after an update that took `seconds`.
-    pub(super) fn after_update(
-        &mut self,
-        built: &BuiltAdapter,
-        window: &Window,
-        made: Made,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<Ending>, TrainError> {
-        let Made { loss, learning_rate, grad_norm, tokens, seconds } = made;
         self.state.global_step += 1;
         self.state.num_input_tokens_seen += tokens;
         self.state.step_in_epoch += 1;
         if window.is_last {
-            (self.state.epoch, self.state.step_in_epoch) = (window.epoch + 1, 0);
+            (self.state.epoch, self.state.step_in_epoch) = (epoch + 1, 0);
         }
-        let (step, max_steps, epoch) = (window.step + 1, self.state.max_steps, window.progress);
-        let progress = &Progress { step, max_steps, epoch, loss, learning_rate, grad_norm, tokens, seconds };
+        let (step, max_steps) = (self.state.global_step, self.state.max_steps);
+        Ok(Progress { step, max_steps, epoch: progress, loss, learning_rate, grad_norm, tokens, seconds: 0.0 })
+    }
+
+    /// Logging, evaluation and saving, as they fall due after an update.
+    pub(super) fn after_update(
+        &mut self,
+        built: &BuiltAdapter,
+        progress: &Progress,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Ending>, TrainError> {
         let arguments = self.run.arguments;
         let last = progress.step == progress.max_steps;
         let due = |every: u64| progress.step.is_multiple_of(every) || last;
@@ -325,13 +324,4 @@ impl<'a> Session<'a> {
         self.evaluation = Some(evaluation);
         Ok(value.is_some())
     }
-}
-
-/// What an update came to.
-pub(super) struct Made {
-    pub(super) loss: f64,
-    pub(super) learning_rate: f64,
-    pub(super) grad_norm: f64,
-    pub(super) tokens: u64,
-    pub(super) seconds: f64,
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 use tunesmith_methods::BuiltAdapter;
 use tunesmith_tensor::{Gradients, Workspace};
 
-use super::session::{Made, Session, Window};
-use super::{Ending, Observer, Report, Run, Start};
+use super::session::{Session, Window};
+use super::{Ending, Observer, Progress, Report, Run, Start};
 use crate::joint::{Part, joint_loss};
 use crate::{Batch, MemoryEstimate, TrainError, grad_norm};
 
@@ -28,8 +28,10 @@ struct Share {
     batches: Vec<Batch>,
     /// Labelled values of all batches.
     labelled: usize,
-    /// The mean over them.
+    /// The mean over them, and what regularises the adapter.
     loss: f64,
+    /// The global norm of its gradients.
+    grad_norm: f64,
 }
 
 /// Trains adapters as [`Run::train`] does, each on its own data in its own order with its own optimiser and at its own step;
@@ -68,8 +70,10 @@ pub fn train_together(
         let began = Instant::now();
         let mut shares = Vec::new();
         for (place, (session, ending)) in sessions.iter_mut().zip(&mut endings).enumerate() {
+            if ending.is_some() {
+                continue;
+            }
             match session.next_window() {
-                _ if ending.is_some() => {}
                 Ok(window) => shares.push(Share::of(place, window, session.run)),
                 Err(ended) => *ending = Some(Ok(ended)),
             }
@@ -82,7 +86,7 @@ pub fn train_together(
             trainees[share.place].built.before_step(share.window.step);
         }
         pass(&mut shares, trainees, &workspace, &mut gradients);
-        if shares.len() > 1 && shares.iter().any(|share| !share.is_finite(trainees, &gradients)) {
+        if shares.len() > 1 && shares.iter().any(|share| !share.is_finite()) {
             // Zero times infinity is no number: who has left the numbers must not take the others along.
             gradients.clear();
             shares.iter_mut().for_each(|share| pass(std::slice::from_mut(share), trainees, &workspace, &mut gradients));
@@ -91,12 +95,11 @@ pub fn train_together(
         for share in shares {
             let (session, trainee) = (&mut sessions[share.place], &mut trainees[share.place]);
             let began = Instant::now();
-            let loss = share.loss + trainee.built.regularise(&workspace, &mut gradients);
-            let after = session.update(trainee.built, &share.window, loss, &mut gradients).and_then(|update| {
-                let (learning_rate, grad_norm) = update;
-                let seconds = passed + began.elapsed().as_secs_f64();
-                let made = Made { loss, learning_rate, grad_norm, tokens: share.tokens(), seconds };
-                session.after_update(trainee.built, &share.window, made, trainee.observer)
+            let found = (share.loss, share.grad_norm);
+            let made = session.update(trainee.built, &share.window, found, share.tokens(), &mut gradients);
+            let after = made.and_then(|made| {
+                let made = Progress { seconds: passed + began.elapsed().as_secs_f64(), ..made };
+                session.after_update(trainee.built, &made, trainee.observer)
             });
             endings[share.place] = after.transpose();
         }
@@ -109,7 +112,7 @@ pub fn train_together(
     Ok(reports)
 }
 
-/// Computes the loss of each share and adds its gradients, batch by batch, all in one pass each.
+/// Computes the loss of each share and its gradients, of which there are none yet: a batch of each in one pass.
 fn pass(shares: &mut [Share], trainees: &[Trainee<'_>], workspace: &Workspace, gradients: &mut Gradients) {
     let longest = shares.iter().map(|share| share.batches.len()).max().unwrap_or(0);
     shares.iter_mut().for_each(|share| share.loss = 0.0);
@@ -123,6 +126,11 @@ fn pass(shares: &mut [Share], trainees: &[Trainee<'_>], workspace: &Workspace, g
             shares[at].loss += sum / shares[at].labelled as f64;
         }
     }
+    for share in shares {
+        let built = &trainees[share.place].built;
+        share.loss += built.regularise(workspace, gradients);
+        share.grad_norm = grad_norm(&built.adapter.parameters(), gradients);
+    }
 }
 
 /// Whether training groups tokens for attention, which a pass does for one adapter alone (LongLoRA).
@@ -134,7 +142,7 @@ impl Share {
     fn of(place: usize, window: Window, run: &Run<'_>) -> Self {
         let batches: Vec<Batch> = window.batches.iter().map(|indices| run.examples.batch(indices)).collect();
         let labelled = batches.iter().map(Batch::labelled).sum();
-        Self { place, window, batches, labelled, loss: 0.0 }
+        Self { place, window, batches, labelled, loss: 0.0, grad_norm: 0.0 }
     }
 
     /// The part of a pass over batch number `number` of each run; none where this run has no such batch.
@@ -144,9 +152,8 @@ impl Share {
     }
 
     /// Whether the loss and all gradients are numbers.
-    fn is_finite(&self, trainees: &[Trainee<'_>], gradients: &Gradients) -> bool {
-        let parameters = trainees[self.place].built.adapter.parameters();
-        self.loss.is_finite() && grad_norm(&parameters, gradients).is_finite()
+    fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
     }
 
     /// Tokens of all batches, prompts included.
