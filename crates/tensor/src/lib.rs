@@ -21,6 +21,7 @@ mod random;
 mod segments;
 mod site;
 mod tape;
+mod thin_update;
 mod torch_generator;
 mod tuner;
 mod workspace;

@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::Forward;
-use crate::frozen_tuner::{FrozenTuner, add_updates};
+use crate::frozen_tuner::FrozenTuner;
 use crate::kernels::{View, ViewMut};
 use crate::ops::for_each_row_block;
+use crate::thin_update::add_updates;
 use crate::tuner::{Affine, Base};
 use crate::{FrozenWeight, Matrix, Segments, SiteId, Var, Workspace};
 

@@ -11,6 +11,7 @@ mod gradient;
 mod independent;
 mod plain;
 mod precision;
+mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod share;
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +27,7 @@ use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 pub(crate) use erf::erf;
 pub(crate) use exp::{exp, exp2_rough};
 pub use precision::Precision;
+pub(crate) use prefetch::{prefetch, prefetch_beyond};
 pub(crate) use vectorised::vectorised;
 
 /// `C ← beta·C + Σ alpha·A·B` over strided float32 views.

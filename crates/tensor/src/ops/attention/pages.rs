@@ -3,12 +3,11 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::scores::{exponentials, largest};
 use super::{Attention, Bias, KeyValueRows};
-use crate::frozen_tuner::halved;
-use crate::kernels::vectorised;
 use crate::{Segments, Workspace};
 
 /// Sequences with fewer queries than this in a batch take the way of this file, whatever else is in the batch.
@@ -124,51 +123,60 @@ fn head(
         return;
     }
     let scores = &mut scores[..group * columns];
-    vectorised(
-        #[inline(always)]
-        || {
-            for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate()
-            {
-                let mut column = 0;
-                for part in parts {
-                    let scores = &mut scores[column..column + part.range.len()];
-                    let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
-                    // Loops, not closures: what a closure does may be compiled apart, without this processor's vectors.
-                    for (score, key) in scores.iter_mut().zip(keys) {
-                        *score = options.scale * dot(query, key);
-                    }
-                    if let Some(bias) = bias {
-                        let values = bias.row(kv_head * group + member, part.distance, scores.len());
-                        scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
-                    }
-                    column += part.range.len();
-                }
-            }
-            for (scores, output) in scores.chunks_exact_mut(columns).zip(output.chunks_exact_mut(size)) {
-                let max = largest(scores);
-                let sum = exponentials(scores, max);
-                let factor = 1.0 / sum;
-                match size {
-                    64 => weigh::<64>(options, parts, scores, kv_head, factor, output),
-                    128 => weigh::<128>(options, parts, scores, kv_head, factor, output),
-                    _ => {
-                        output.fill(0.0);
-                        for (weight, value) in values(options, parts, scores, kv_head) {
-                            for (sum, value) in output.iter_mut().zip(value) {
-                                *sum += weight * value;
-                            }
-                        }
-                        output.iter_mut().for_each(|value| *value *= factor);
-                    }
-                }
-            }
-        },
-    );
+    Arch::new().dispatch(Head { options, parts, bias, kv_head, columns, query, output, scores });
 }
+
+/// The work of [`head`]. In vectors by name: loops over lanes were compiled into pairs of floats here.
+struct Head<'a> {
+    options: &'a Attention,
+    parts: &'a [Part<'a>],
+    bias: Option<Bias<'a>>,
+    kv_head: usize,
+    /// Keys that the queries see.
+    columns: usize,
+    query: &'a [f32],
+    output: &'a mut [f32],
+    scores: &'a mut [f32],
+}
+
+impl WithSimd for Head<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { options, parts, bias, kv_head, columns, query, output, scores } = self;
+        let (group, size) = (options.group(), options.head_dim);
+        for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate() {
+            let mut column = 0;
+            for part in parts {
+                let scores = &mut scores[column..column + part.range.len()];
+                let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
+                // Loops, not closures: what a closure does may be compiled apart, without this processor's vectors.
+                for (score, key) in scores.iter_mut().zip(keys) {
+                    *score = options.scale * dot(simd, query, key);
+                }
+                if let Some(bias) = bias {
+                    let values = bias.row(kv_head * group + member, part.distance, scores.len());
+                    scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
+                }
+                column += part.range.len();
+            }
+        }
+        for (scores, output) in scores.chunks_exact_mut(columns).zip(output.chunks_exact_mut(size)) {
+            let max = largest(scores);
+            let sum = exponentials(scores, max);
+            weigh(simd, options, parts, scores, kv_head, 1.0 / sum, output);
+        }
+    }
+}
+
+/// Vectors of a head's features whose sums are in registers together.
+const TOGETHER: usize = 4;
 
 /// `factor · Σ weight · value`, with the sums in registers.
 #[inline(always)]
-fn weigh<const SIZE: usize>(
+fn weigh<S: Simd>(
+    simd: S,
     options: &Attention,
     parts: &[Part<'_>],
     weights: &[f32],
@@ -176,28 +184,44 @@ fn weigh<const SIZE: usize>(
     factor: f32,
     output: &mut [f32],
 ) {
-    let mut sums = [0.0f32; SIZE];
-    for (weight, value) in values(options, parts, weights, kv_head) {
-        for lane in 0..SIZE {
-            sums[lane] = weight.mul_add(value[lane], sums[lane]);
+    let wide = TOGETHER * S::F32_LANES;
+    let factor = simd.splat_f32s(factor);
+    let zero = simd.splat_f32s(0.0);
+    for (block, output) in output.chunks_mut(wide).enumerate() {
+        let features = block * wide..block * wide + output.len();
+        if output.len() == wide {
+            let mut sums = [zero; TOGETHER];
+            let mut column = 0;
+            for part in parts {
+                let values = part.rows.head_rows(options, part.rows.values, kv_head, &part.range);
+                for (weight, value) in weights[column..].iter().zip(values) {
+                    let weight = simd.splat_f32s(*weight);
+                    let (value, _) = S::as_simd_f32s(&value[features.clone()][..wide]);
+                    for lane in 0..TOGETHER {
+                        sums[lane] = simd.mul_add_f32s(weight, value[lane], sums[lane]);
+                    }
+                }
+                column += part.range.len();
+            }
+            let (output, _) = S::as_mut_simd_f32s(output);
+            output.iter_mut().zip(sums).for_each(|(value, sum)| *value = simd.mul_f32s(sum, factor));
+        } else {
+            for (lanes, output) in output.chunks_mut(S::F32_LANES).enumerate() {
+                let first = features.start + lanes * S::F32_LANES;
+                let mut sum = zero;
+                let mut column = 0;
+                for part in parts {
+                    let values = part.rows.head_rows(options, part.rows.values, kv_head, &part.range);
+                    for (weight, value) in weights[column..].iter().zip(values) {
+                        let value = simd.partial_load_f32s(&value[first..first + output.len()]);
+                        sum = simd.mul_add_f32s(simd.splat_f32s(*weight), value, sum);
+                    }
+                    column += part.range.len();
+                }
+                simd.partial_store_f32s(output, simd.mul_f32s(sum, factor));
+            }
         }
     }
-    output.iter_mut().zip(sums).for_each(|(value, sum)| *value = sum * factor);
-}
-
-/// Each weight with its row of the values.
-#[inline(always)]
-fn values<'a>(
-    options: &'a Attention,
-    parts: &'a [Part<'_>],
-    weights: &'a [f32],
-    kv_head: usize,
-) -> impl Iterator<Item = (f32, &'a [f32])> {
-    let rows = parts.iter().flat_map(
-        #[inline(always)]
-        move |part| part.rows.head_rows(options, part.rows.values, kv_head, &part.range),
-    );
-    weights.iter().copied().zip(rows)
 }
 
 impl KeyValueRows<'_> {
@@ -219,16 +243,14 @@ impl KeyValueRows<'_> {
     }
 }
 
-/// `Σ a·b` in lanes.
+/// `Σ a·b`.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for lane in 0..16 {
-            lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
-        }
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let mut sum = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = simd.mul_add_f32s(*a, *b, sum);
     }
-    halved(&lanes) + rest
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    simd.reduce_sum_f32s(sum) + rest
 }
