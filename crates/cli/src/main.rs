@@ -11,6 +11,7 @@ mod generate_args;
 mod hub;
 mod interrupt;
 mod names;
+mod pass;
 mod plot;
 mod progress;
 mod pull;

@@ -12,7 +12,7 @@ use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task}
 use tunesmith_tensor::{Parameter, Role, Seed, Workspace};
 use tunesmith_train::metrics::Metric;
 use tunesmith_train::{
-    DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, Observer, ParameterGroup, Records, Report, Run, Start,
+    DataOptions, Dataset, Evaluation, GenerationTask, HeldOut, ParameterGroup, Records, Report, Run, Start,
     TaskContext, TaskDataset, TaskOptions, TaskRows, TaskValidation, TrainError, TrainingSet, Validation,
     generation_cases, read_records, read_task_rows, task_dataset, task_labels, tokenize,
 };
@@ -164,20 +164,10 @@ impl Training {
     /// Trains the adapter, and shows the progress.
     pub(crate) fn run(&self, built: &mut BuiltAdapter, start: Start, interrupt: &Interrupt) -> anyhow::Result<Report> {
         let mut watcher = Watcher::new(&self.config, interrupt, Detail::Everything);
-        let ended = self.run_watched(built, start, &mut watcher);
-        watcher.finish();
-        ended
-    }
-
-    /// Trains the adapter.
-    pub(crate) fn run_watched(
-        &self,
-        built: &mut BuiltAdapter,
-        start: Start,
-        observer: &mut dyn Observer,
-    ) -> anyhow::Result<Report> {
         let pieces = self.pieces(built.config.clone());
-        Ok(pieces.run(self, &self.workspace).train(built, start, observer)?)
+        let ended = pieces.run(self, &self.workspace).train(built, start, &mut watcher);
+        watcher.finish();
+        Ok(ended?)
     }
 
     /// What a run of this method needs beside the adapter.

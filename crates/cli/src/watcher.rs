@@ -37,6 +37,8 @@ pub(crate) enum Detail {
     Everything,
     /// Steps: one of many runs.
     Steps,
+    /// Nothing: a run that is trained together with one whose steps are shown.
+    Nothing,
     /// The same as [`Detail::Everything`] of the first of runs that are trained together, whose name goes before what is
     /// said.
     First(String),
@@ -66,7 +68,7 @@ impl<'a> Watcher<'a> {
 
     fn note(&self, text: &str) {
         let text = match &self.detail {
-            Detail::Steps => return,
+            Detail::Steps | Detail::Nothing => return,
             Detail::Everything => text.to_owned(),
             Detail::First(name) | Detail::Other(name) => format!("{name}: {text}"),
         };
@@ -79,7 +81,7 @@ impl<'a> Watcher<'a> {
 
 impl Observer for Watcher<'_> {
     fn on_start(&mut self, state: &TrainerState) {
-        if !matches!(self.detail, Detail::Other(_)) {
+        if !matches!(self.detail, Detail::Other(_) | Detail::Nothing) {
             self.progress = Some(Progress::new(state.max_steps, state.global_step));
         }
         if let Err(error) = write_config(self.config) {

@@ -1,14 +1,16 @@
-//! How the runs of a study are carried out: one after the other in this process, over a base that they share.
+//! How the runs of a study are carried out: in this process, over a base that they share, one after the other or several in
+//! one pass.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use indexmap::IndexMap;
 use jiff::{Timestamp, Unit};
 use serde_json::{Map, Value, json};
-use tunesmith_methods::{MethodError, at_rank};
+use tunesmith_methods::{BuiltAdapter, MethodError, at_rank};
 use tunesmith_models::{HeadOptions, Task};
 use tunesmith_study::{
     Cost, Curve, Environment, IclOptions, InContext, Kind, Measured, RunFailure, RunSpec, Workbench,
@@ -16,7 +18,7 @@ use tunesmith_study::{
 use tunesmith_tensor::{Adapter, Seed};
 use tunesmith_train::metrics::{METRICS, Metric};
 use tunesmith_train::{
-    BatchPlan, Ending, HeldOut, LOG_FILE, Start, TrainError, TrainerState, peak_memory, read_task_rows,
+    BatchPlan, Ending, HeldOut, LOG_FILE, Report, Start, TrainError, TrainerState, peak_memory, read_task_rows,
     reset_peak_memory,
 };
 
@@ -24,9 +26,10 @@ use crate::base::SharedBase;
 use crate::config::{RunConfig, Written};
 use crate::failure::{Interrupted, Misuse, told};
 use crate::interrupt::Interrupt;
+use crate::pass::train_in_one_pass;
 use crate::terminal;
 use crate::training::{Training, load_options};
-use crate::watcher::{Detail, Watcher};
+use crate::watcher::Detail;
 
 /// Carries out the runs of one study.
 pub(crate) struct Bench {
@@ -128,33 +131,68 @@ impl Bench {
         work(&InContext { model, tokenizer, generation, workspace: &workspace, options, train }, &config)
     }
 
-    fn train(&mut self, spec: &RunSpec) -> anyhow::Result<Measured> {
-        let folder = self.folder.join(&spec.id);
-        let training = self.training(spec)?;
-        let mut built = training.build_adapter()?;
-        let trainable_parameters = built.adapter.trainable_values() as u64;
+    /// The runs of a pass, if they can share one: all train over the same base, and none attends in shifted groups.
+    fn pass(&mut self, specs: &[RunSpec]) -> anyhow::Result<Option<Vec<Training>>> {
+        let mut pass: Vec<Training> = Vec::new();
+        for spec in specs {
+            let training = self.training(spec)?;
+            let shares = pass.first().is_none_or(|first| Arc::ptr_eq(&first.base, &training.base));
+            if spec.kind != Kind::Train || !shares || training.build_adapter()?.adapter.shifted_groups().is_some() {
+                return Ok(None);
+            }
+            pass.push(training);
+        }
+        Ok(Some(pass))
+    }
+
+    /// Trains the runs of a pass together, and measures what each came to.
+    ///
+    /// # Errors
+    /// What keeps all of them from being trained.
+    fn train(&self, specs: &[RunSpec], pass: &[Training]) -> anyhow::Result<Vec<anyhow::Result<Measured>>> {
+        let build = || pass.iter().map(Training::build_adapter).collect::<anyhow::Result<Vec<_>>>();
+        let details = |place| if place == 0 { Detail::Steps } else { Detail::Nothing };
+        let trainings: Vec<&Training> = pass.iter().collect();
+        let mut built = build()?;
         reset_peak_memory();
-        let mut watcher = Watcher::new(&training.config, &self.interrupt, Detail::Steps);
-        let report = match training.run_watched(&mut built, Start::Resume, &mut watcher) {
+        let reports = match train_in_one_pass(&trainings, &mut built, Start::Resume, &self.interrupt, details) {
             Err(error) if must_begin_anew(&error) => {
-                built = training.build_adapter()?;
-                training.run_watched(&mut built, Start::Overwrite, &mut watcher)
+                built = build()?;
+                train_in_one_pass(&trainings, &mut built, Start::Overwrite, &self.interrupt, details)
             }
             ended => ended,
-        };
-        watcher.finish();
-        let report = report?;
-        if let Ending::Stopped(_) = report.ending {
+        }?;
+        if reports.iter().flatten().any(|report| matches!(report.ending, Ending::Stopped(_))) {
             let text = "stopped; what is finished is kept. The same command goes on".to_owned();
             return Err(Interrupted(text).into());
         }
-        training.choose_rank(&mut built)?;
+        let parts = specs.iter().zip(pass).zip(built).zip(reports);
+        let measured = parts.map(|(((spec, training), mut built), report)| {
+            let measured = self.measure(spec, training, &mut built, &report?)?;
+            let (runs, beside) = (pass.len() as f64, pass.len() as u64 - 1);
+            let train_seconds = measured.train_seconds / runs;
+            Ok(Measured { trained_beside: beside, train_seconds, ..measured })
+        });
+        Ok(measured.collect())
+    }
+
+    /// Measures what a run came to, and removes what it needed to go on.
+    fn measure(
+        &self,
+        spec: &RunSpec,
+        training: &Training,
+        built: &mut BuiltAdapter,
+        report: &Report,
+    ) -> anyhow::Result<Measured> {
+        let folder = self.folder.join(&spec.id);
+        let trainable_parameters = built.adapter.trainable_values() as u64;
+        training.choose_rank(built)?;
         let log = Curve::read(&folder.join(LOG_FILE))?;
-        let at = kept_step(&training, &report.state);
-        let mut measured = self.evaluate(spec, &training, Some(&built.adapter))?;
+        let at = kept_step(training, &report.state);
+        let mut measured = self.evaluate(spec, training, Some(&built.adapter))?;
         for rank in &spec.ranks {
-            let plain = training.base.describe(|description| at_rank(&built, *rank, description))?;
-            let found = self.evaluate(spec, &training, Some(&plain.adapter))?;
+            let plain = training.base.describe(|description| at_rank(built, *rank, description))?;
+            let found = self.evaluate(spec, training, Some(&plain.adapter))?;
             measured.tests.extend(found.tests.into_values().next().map(|metrics| (format!("rank {rank}"), metrics)));
         }
         measured.trainable_parameters = trainable_parameters;
@@ -203,6 +241,19 @@ impl Bench {
         Ok(measured)
     }
 
+    fn run_alone(&mut self, spec: &RunSpec) -> anyhow::Result<Measured> {
+        if spec.kind == Kind::Icl {
+            return self.ask(spec);
+        }
+        let training = self.training(spec)?;
+        if spec.kind == Kind::Base {
+            let measured = self.evaluate(spec, &training, None)?;
+            return Ok(Measured { peak_memory: peak_memory(), ..measured });
+        }
+        let measured = self.train(std::slice::from_ref(spec), &[training])?.into_iter().next();
+        measured.unwrap_or_else(|| unreachable!("a pass of one run has one result"))
+    }
+
     fn ask(&mut self, spec: &RunSpec) -> anyhow::Result<Measured> {
         let options = IclOptions::read(&spec.icl).map_err(|problems| Misuse(problems.join("\n")))?;
         self.in_context(spec, options, |asked, config| {
@@ -246,27 +297,27 @@ impl Workbench for Bench {
         self.rehearse(spec).unwrap_or_else(|error| vec![told(&error)])
     }
 
-    fn run(&mut self, spec: &RunSpec) -> Result<Measured, RunFailure> {
-        let measured = match spec.kind {
-            Kind::Train => self.train(spec),
-            Kind::Base => self.training(spec).and_then(|training| {
-                let mut measured = self.evaluate(spec, &training, None)?;
-                measured.peak_memory = peak_memory();
-                Ok(measured)
-            }),
-            Kind::Icl => self.ask(spec),
-        };
-        measured.map_err(|error| {
-            let would_fail_again = error.chain().any(|cause| {
-                let train = cause.downcast_ref::<TrainError>();
-                let train = train.is_some_and(|error| {
-                    matches!(error, TrainError::NotFinite { .. } | TrainError::ExceedsBudget { .. })
-                });
-                let method = cause.downcast_ref::<MethodError>();
-                train || method.is_some_and(|error| !matches!(error, MethodError::Io { .. }))
-            });
-            if would_fail_again { RunFailure::Failed(told(&error)) } else { RunFailure::Ended(error.into()) }
-        })
+    fn run(&mut self, specs: &[RunSpec]) -> Vec<Result<Measured, RunFailure>> {
+        if specs.len() > 1
+            && let Ok(Some(pass)) = self.pass(specs)
+        {
+            match self.train(specs, &pass) {
+                Ok(measured) => return measured.into_iter().map(|found| found.map_err(failure)).collect(),
+                Err(error) if error.is::<Interrupted>() => return vec![Err(failure(error))],
+                // What cannot be done together, such as within the memory that is allowed, may be possible one by one.
+                Err(_) => {}
+            }
+        }
+        let mut ended = Vec::new();
+        for spec in specs {
+            let result = self.run_alone(spec).map_err(failure);
+            let goes_on = !matches!(result, Err(RunFailure::Ended(_)));
+            ended.push(result);
+            if !goes_on {
+                break;
+            }
+        }
+        ended
     }
 
     fn environment(&self) -> Environment {
@@ -289,11 +340,23 @@ impl Workbench for Bench {
     }
 }
 
+/// Whether a study goes on after such an error: the same run would fail again.
+fn failure(error: anyhow::Error) -> RunFailure {
+    let would_fail_again = error.chain().any(|cause| {
+        let train = cause.downcast_ref::<TrainError>();
+        let train =
+            train.is_some_and(|error| matches!(error, TrainError::NotFinite { .. } | TrainError::ExceedsBudget { .. }));
+        let method = cause.downcast_ref::<MethodError>();
+        train || method.is_some_and(|error| !matches!(error, MethodError::Io { .. }))
+    });
+    if would_fail_again { RunFailure::Failed(told(&error)) } else { RunFailure::Ended(error.into()) }
+}
+
 /// Whether there is nothing to go on from.
-fn must_begin_anew(error: &anyhow::Error) -> bool {
+fn must_begin_anew(error: &TrainError) -> bool {
     matches!(
-        error.downcast_ref(),
-        Some(TrainError::NoCheckpoint { .. } | TrainError::ConfigurationChanged { .. } | TrainError::Damaged { .. })
+        error,
+        TrainError::NoCheckpoint { .. } | TrainError::ConfigurationChanged { .. } | TrainError::Damaged { .. }
     )
 }
 

@@ -42,6 +42,9 @@ pub struct StudyFile {
     pub learning_rates: Vec<f64>,
     /// How many rates beyond the ends of `learning_rates` are tried while the best one is the last one. Default 0.
     pub search_extensions: usize,
+    /// Runs of a row that are trained in one pass over the base, at most: rates of the search, then seeds. Seconds are then
+    /// shares of the pass's, and memory is the pass's. Default 1.
+    pub runs_per_pass: usize,
     /// What rows are compared by, as evaluations name it. Default `loss`.
     pub metric: MetricValue,
     /// Tokens that every run trains on: as many updates as stay within. Default none: what the runs' keys say.
@@ -96,6 +99,7 @@ impl Default for StudyFile {
             seeds: vec![1],
             learning_rates: Vec::new(),
             search_extensions: 0,
+            runs_per_pass: 1,
             metric: MetricValue::default(),
             train_tokens: None,
             test_file: None,
@@ -151,6 +155,7 @@ impl StudyFile {
         );
         let rate = |rate: &f64| rate.is_finite() && *rate > 0.0;
         add(self.learning_rates.iter().all(rate), "learning_rates must be numbers above 0".to_owned());
+        add(self.runs_per_pass > 0, "runs_per_pass is 0, must be at least 1".to_owned());
         add(self.train_tokens != Some(0), "train_tokens is 0, must be at least 1".to_owned());
         add(
             self.test_file.is_none() || self.tests.is_empty(),

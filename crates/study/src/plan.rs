@@ -24,6 +24,8 @@ pub struct Plan {
     pub seeds: Vec<u64>,
     /// Rates that the search may try beyond its list.
     pub search_extensions: usize,
+    /// Runs of a row that are made in one pass, at most.
+    pub runs_per_pass: usize,
     /// Outputs kept of every run.
     pub samples: usize,
 }
@@ -144,6 +146,7 @@ impl Plan {
             rows,
             seeds: file.seeds.clone(),
             search_extensions: file.search_extensions,
+            runs_per_pass: file.runs_per_pass,
             samples: file.samples,
         };
         for task in &plan.tasks {

@@ -71,7 +71,10 @@ pub struct Measured {
     pub steps: u64,
     /// Tokens trained on, prompts included.
     pub train_tokens: u64,
-    /// Seconds of training, evaluations and saving left out.
+    /// Runs that were trained in the same pass, this one left out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub trained_beside: u64,
+    /// Seconds of training, evaluations and saving left out; of a pass of several runs, its share.
     pub train_seconds: f64,
     /// The largest resident size while training, in bytes, the base included.
     pub peak_memory: Option<u64>,
@@ -87,6 +90,11 @@ pub struct Measured {
     pub curve: Curve,
     /// Outputs of the first examples of the first test.
     pub samples: Vec<Sample>,
+}
+
+/// Results of runs that were trained alone look as they did before there were others.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What predictions cost, on average.

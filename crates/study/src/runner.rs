@@ -13,11 +13,9 @@ pub trait Workbench {
     /// Why the runs of such a row could not work; nothing where they can. Called before the first run of a study.
     fn problems(&mut self, spec: &RunSpec) -> Vec<String>;
 
-    /// Carries a run out.
-    ///
-    /// # Errors
-    /// Why it has no result.
-    fn run(&mut self, spec: &RunSpec) -> Result<Measured, RunFailure>;
+    /// Carries runs out, in one pass over the base where they can share one, and says what each came to or why it has no
+    /// result.
+    fn run(&mut self, specs: &[RunSpec]) -> Vec<Result<Measured, RunFailure>>;
 
     /// What the results say of where they were made.
     fn environment(&self) -> Environment;
@@ -63,8 +61,9 @@ pub struct RowRuns {
     pub at_an_end: bool,
     /// The runs that count, one a seed, in the seeds' order, as far as they have results.
     pub results: Vec<RunResult>,
-    /// The next run, if one is missing.
-    pub missing: Option<RunSpec>,
+    /// The runs to make next, together, if some are missing. Who stops between the results of one pass makes it again: what
+    /// runs come to must not depend on where a study was stopped.
+    pub missing: Vec<RunSpec>,
 }
 
 impl RowRuns {
@@ -77,15 +76,17 @@ impl RowRuns {
         let search = (!row.learning_rates.is_empty())
             .then(|| RateSearch::new(&row.learning_rates, plan.search_extensions, task.metric.higher_is_better));
         if let (Some(search), Some(first)) = (&search, plan.seeds.first()) {
-            while let Some(rate) = search.next(&runs.trials) {
-                let spec = plan.run(task, row, *first, Some(rate));
-                match read_same(study, &spec)? {
-                    Some(result) => runs.trials.push((rate, result.validation_score())),
-                    None => {
-                        runs.missing = Some(spec);
-                        return Ok(runs);
-                    }
+            loop {
+                let rates = search.next(&runs.trials, plan.runs_per_pass);
+                if rates.is_empty() {
+                    break;
                 }
+                let specs: Vec<RunSpec> = rates.iter().map(|rate| plan.run(task, row, *first, Some(*rate))).collect();
+                let Some(results) = read_all(study, &specs)? else {
+                    runs.missing = specs;
+                    return Ok(runs);
+                };
+                runs.trials.extend(rates.into_iter().zip(results.iter().map(RunResult::validation_score)));
             }
             runs.learning_rate = search.best(&runs.trials);
             runs.at_an_end = search.is_at_an_end(&runs.trials);
@@ -99,18 +100,28 @@ impl RowRuns {
         }
         // Without training the base has no randomness.
         let seeds = if row.kind == Kind::Base { &plan.seeds[..plan.seeds.len().min(1)] } else { &plan.seeds[..] };
-        for seed in seeds {
-            let spec = plan.run(task, row, *seed, runs.learning_rate);
-            match read_same(study, &spec)? {
-                Some(result) => runs.results.push(result),
+        // The search has made the first one.
+        let (searched, left) = seeds.split_at(usize::from(search.is_some()).min(seeds.len()));
+        for seeds in searched.chunks(1).chain(left.chunks(plan.runs_per_pass)) {
+            let specs: Vec<RunSpec> = seeds.iter().map(|seed| plan.run(task, row, *seed, runs.learning_rate)).collect();
+            match read_all(study, &specs)? {
+                Some(results) => runs.results.extend(results),
                 None => {
-                    runs.missing = Some(spec);
+                    for spec in &specs {
+                        runs.results.extend(read_same(study, spec)?);
+                    }
+                    runs.missing = specs;
                     break;
                 }
             }
         }
         Ok(runs)
     }
+}
+
+/// The results of all of these runs; none if one is missing.
+fn read_all(study: &Path, specs: &[RunSpec]) -> Result<Option<Vec<RunResult>>, StudyError> {
+    specs.iter().map(|spec| read_same(study, spec)).collect()
 }
 
 fn read_same(study: &Path, spec: &RunSpec) -> Result<Option<RunResult>, StudyError> {
@@ -138,11 +149,12 @@ pub fn run_study(
     let (mut problems, mut rows_left) = (BTreeSet::new(), 0);
     let mut listed = Vec::new();
     for (task, row) in pairs() {
-        let Some(missing) = RowRuns::read(study, plan, task, row)?.missing else { continue };
+        let missing = RowRuns::read(study, plan, task, row)?.missing;
+        let Some(first) = missing.first() else { continue };
         rows_left += 1;
-        for problem in workbench.problems(&missing) {
+        for problem in workbench.problems(first) {
             if problems.insert(problem.clone()) {
-                listed.push(format!("{}: {problem}", label(&missing)));
+                listed.push(format!("{}: {problem}", label(first)));
             }
         }
     }
@@ -155,19 +167,25 @@ pub fn run_study(
     }
     let mut made = 0;
     for (task, row) in pairs() {
-        while let Some(spec) = RowRuns::read(study, plan, task, row)?.missing {
-            workbench.note(&format!("{}: {}", label(&spec), spec.id));
-            let outcome = match workbench.run(&spec) {
-                Ok(measured) => Outcome::Measured(Box::new(measured)),
-                Err(RunFailure::Failed(reason)) => Outcome::Failed { reason },
-                Err(RunFailure::Ended(reason)) => return Ok(StudyEnding::Ended(reason)),
-            };
-            if let Outcome::Failed { reason } = &outcome {
-                workbench.note(&format!("failed: {reason}"));
+        loop {
+            let specs = RowRuns::read(study, plan, task, row)?.missing;
+            let Some(first) = specs.first() else { break };
+            let ids: Vec<&str> = specs.iter().map(|spec| spec.id.as_str()).collect();
+            workbench.note(&format!("{}: {}", label(first), ids.join(", ")));
+            let ended = workbench.run(&specs);
+            for (spec, ended) in specs.into_iter().zip(ended) {
+                let outcome = match ended {
+                    Ok(measured) => Outcome::Measured(Box::new(measured)),
+                    Err(RunFailure::Failed(reason)) => Outcome::Failed { reason },
+                    Err(RunFailure::Ended(reason)) => return Ok(StudyEnding::Ended(reason)),
+                };
+                if let Outcome::Failed { reason } = &outcome {
+                    workbench.note(&format!("failed: {reason}"));
+                }
+                let (environment, ended) = (workbench.environment(), workbench.now());
+                RunResult { format: FORMAT, spec, environment, ended, outcome }.write(study)?;
+                made += 1;
             }
-            let (environment, ended) = (workbench.environment(), workbench.now());
-            RunResult { format: FORMAT, spec, environment, ended, outcome }.write(study)?;
-            made += 1;
         }
     }
     let mut failed = 0;
@@ -198,6 +216,8 @@ mod tests {
     #[derive(Default)]
     struct Formula {
         runs: Vec<String>,
+        /// How many runs each pass had.
+        passes: Vec<usize>,
         ends_after: Option<usize>,
         problems: Vec<String>,
     }
@@ -207,7 +227,24 @@ mod tests {
             self.problems.clone()
         }
 
-        fn run(&mut self, spec: &RunSpec) -> Result<Measured, RunFailure> {
+        fn run(&mut self, specs: &[RunSpec]) -> Vec<Result<Measured, RunFailure>> {
+            self.passes.push(specs.len());
+            specs.iter().map(|spec| self.run_one(spec)).collect()
+        }
+
+        fn environment(&self) -> Environment {
+            Environment::default()
+        }
+
+        fn now(&self) -> String {
+            "2026-01-01T00:00:00Z".to_owned()
+        }
+
+        fn note(&self, _: &str) {}
+    }
+
+    impl Formula {
+        fn run_one(&mut self, spec: &RunSpec) -> Result<Measured, RunFailure> {
             if self.ends_after == Some(self.runs.len()) {
                 return Err(RunFailure::Ended("stopped".into()));
             }
@@ -224,16 +261,6 @@ mod tests {
                 ..Measured::default()
             })
         }
-
-        fn environment(&self) -> Environment {
-            Environment::default()
-        }
-
-        fn now(&self) -> String {
-            "2026-01-01T00:00:00Z".to_owned()
-        }
-
-        fn note(&self, _: &str) {}
     }
 
     fn plan() -> Plan {
@@ -297,6 +324,31 @@ mod tests {
             let mut second = Formula::default();
             run_study("s", folder.path(), &plan(), &mut second, &|| Ok(())).unwrap();
             assert_eq!(first.runs.len() + second.runs.len(), 9);
+            assert_eq!(files(folder.path()), files(straight.path()));
+        }
+    }
+
+    #[test]
+    fn rates_and_then_seeds_share_passes() {
+        let plan = Plan { runs_per_pass: 2, ..plan() };
+        let straight = tempfile::tempdir().unwrap();
+        let mut workbench = Formula::default();
+        run_study("s", straight.path(), &plan, &mut workbench, &|| Ok(())).unwrap();
+        // Three rates and two more seeds, three rates that fail, and the base.
+        assert_eq!(workbench.passes, [2, 1, 2, 2, 1, 1]);
+        let alone = tempfile::tempdir().unwrap();
+        run_study("s", alone.path(), &Plan { runs_per_pass: 1, ..plan.clone() }, &mut Formula::default(), &|| Ok(()))
+            .unwrap();
+        assert_eq!(files(alone.path()), files(straight.path()));
+        // Stopped within a pass, the pass is made again as a whole.
+        for ends_after in 0..9 {
+            let folder = tempfile::tempdir().unwrap();
+            let mut first = Formula { ends_after: Some(ends_after), ..Formula::default() };
+            let ending = run_study("s", folder.path(), &plan, &mut first, &|| Ok(())).unwrap();
+            assert!(matches!(ending, StudyEnding::Ended(_)));
+            let mut second = Formula::default();
+            run_study("s", folder.path(), &plan, &mut second, &|| Ok(())).unwrap();
+            assert!(workbench.passes.ends_with(&second.passes), "{:?}", second.passes);
             assert_eq!(files(folder.path()), files(straight.path()));
         }
     }

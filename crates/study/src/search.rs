@@ -23,12 +23,15 @@ impl RateSearch {
         Self { candidates, extensions, higher_is_better }
     }
 
-    /// The next rate to try; none when the search is over.
-    pub fn next(&self, trials: &[Trial]) -> Option<f64> {
-        let is_new = |rate: f64| trials.iter().all(|(tried, _)| *tried != rate);
-        if let Some(rate) = self.candidates.iter().copied().find(|rate| is_new(*rate)) {
-            return Some(rate);
-        }
+    /// The rates to try next, of which up to `most` need not wait for each other; none when the search is over.
+    pub fn next(&self, trials: &[Trial], most: usize) -> Vec<f64> {
+        let is_new = |rate: &f64| trials.iter().all(|(tried, _)| tried != rate);
+        let untried: Vec<f64> = self.candidates.iter().copied().filter(is_new).take(most).collect();
+        if untried.is_empty() { self.beyond(trials).into_iter().collect() } else { untried }
+    }
+
+    /// The rate beyond the candidates that is tried next, if one is.
+    fn beyond(&self, trials: &[Trial]) -> Option<f64> {
         if self.candidates.len() < 2 || trials.len() >= self.candidates.len() + self.extensions {
             return None;
         }
@@ -81,8 +84,12 @@ mod tests {
     /// Runs a search on a function of which the best rate is known.
     fn search(search: &RateSearch, score: impl Fn(f64) -> Option<f64>) -> (Option<f64>, Vec<Trial>) {
         let mut trials = Vec::new();
-        while let Some(rate) = search.next(&trials) {
-            trials.push((rate, score(rate)));
+        loop {
+            let rates = search.next(&trials, 2);
+            if rates.is_empty() {
+                break;
+            }
+            trials.extend(rates.into_iter().map(|rate| (rate, score(rate))));
         }
         (search.best(&trials), trials)
     }
@@ -125,9 +132,9 @@ mod tests {
     fn a_search_is_a_function_of_its_trials() {
         let search = RateSearch::new(&[1e-4, 1e-3, 1e-2], 2, true);
         let trials = [(1e-2, Some(0.9)), (1e-4, Some(0.1))];
-        assert_eq!(search.next(&trials), Some(1e-3));
+        assert_eq!(search.next(&trials, 1), [1e-3]);
         let mut turned = trials;
         turned.reverse();
-        assert_eq!(search.next(&turned), Some(1e-3));
+        assert_eq!(search.next(&turned, 1), [1e-3]);
     }
 }

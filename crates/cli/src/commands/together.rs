@@ -1,15 +1,13 @@
 //! `tunesmith train` with several runs: adapters over one base, an update of each in one pass.
 
-use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 use tunesmith_methods::BuiltAdapter;
-use tunesmith_train::{Ending, Observer, Report, Run, Start, TrainError, Trainee, train_together};
+use tunesmith_train::{Ending, Report, Start};
 
 use super::train::{check_unused, conclude, draw_curve, resume_command};
 use crate::args::TrainArgs;
@@ -17,9 +15,10 @@ use crate::base::SharedBase;
 use crate::config::{RunConfig, Written};
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt::Interrupt;
+use crate::pass::train_in_one_pass;
 use crate::terminal::note;
-use crate::training::{Pieces, Training, describe};
-use crate::watcher::{Detail, Watcher};
+use crate::training::{Training, describe};
+use crate::watcher::Detail;
 
 /// A run and what it is called.
 struct Named {
@@ -38,7 +37,10 @@ pub(super) fn run(args: &TrainArgs, start: Start) -> anyhow::Result<()> {
     let trainable: usize = built.iter().map(|built| built.adapter.trainable_values()).sum();
     note(format_args!("{} adapters over {}, {trainable} values to train", runs.len(), runs[0].training.base.name));
     let interrupt = Interrupt::listen("finishing the step and saving")?;
-    let (reports, seconds) = train(&runs, &mut built, start, &interrupt)?;
+    let trainings: Vec<&Training> = runs.iter().map(|run| &run.training).collect();
+    let detail = |place: usize| if place == 0 { Detail::First } else { Detail::Other }(runs[place].name.clone());
+    let reports = train_in_one_pass(&trainings, &mut built, start, &interrupt, detail)?;
+    let seconds = reports.iter().flatten().map(|report| report.train_seconds).fold(0.0, f64::max);
     let mut out = io::stdout().lock();
     let (mut failed, mut stopped, mut tokens) = (0, 0, 0);
     for ((run, built), report) in runs.iter().zip(&mut built).zip(reports) {
@@ -72,34 +74,6 @@ pub(super) fn run(args: &TrainArgs, start: Start) -> anyhow::Result<()> {
         bail!("{failed} of {} runs failed; the others are finished", runs.len());
     }
     Ok(())
-}
-
-/// Trains all, and says how many seconds the longest took.
-fn train(
-    runs: &[Named],
-    built: &mut [BuiltAdapter],
-    start: Start,
-    interrupt: &Interrupt,
-) -> anyhow::Result<(Vec<Result<Report, TrainError>>, f64)> {
-    let workspace = &runs[0].training.workspace;
-    let pieces: Vec<Pieces<'_>> =
-        runs.iter().zip(&*built).map(|(run, built)| run.training.pieces(built.config.clone())).collect();
-    let all: Vec<Run<'_>> = pieces.iter().zip(runs).map(|(pieces, run)| pieces.run(&run.training, workspace)).collect();
-    let tokens: Rc<Cell<u64>> = Rc::default();
-    let watched = runs.iter().enumerate().map(|(place, Named { name, training })| {
-        let detail = if place == 0 { Detail::First } else { Detail::Other }(name.clone());
-        Watcher::counting(&training.config, interrupt, detail, Rc::clone(&tokens))
-    });
-    let mut watchers: Vec<_> = watched.collect();
-    let parts = all.iter().zip(built).zip(&mut watchers);
-    let mut trainees: Vec<Trainee<'_>> =
-        parts.map(|((run, built), observer)| Trainee { run, built, observer: observer as &mut dyn Observer }).collect();
-    let reports = train_together(&mut trainees, start);
-    drop(trainees);
-    watchers.iter().for_each(Watcher::finish);
-    let reports = reports?;
-    let seconds = reports.iter().flatten().map(|report| report.train_seconds).fold(0.0, f64::max);
-    Ok((reports, seconds))
 }
 
 fn came_to(report: &Report) -> String {

@@ -77,6 +77,29 @@ fn a_killed_study_goes_on_to_the_same_numbers() {
 }
 
 #[test]
+fn runs_of_one_pass_come_to_what_they_come_to_alone() {
+    let alone = scene();
+    alone.run(&["compare", "study.yaml"]).succeeds();
+    let together = scene();
+    let command = ["compare", "study.yaml", "runs_per_pass=2"];
+    // Stopped in the midst of a pass, it goes on there.
+    together.start_until(&command, "study/work/lora-all--lr1e-2--seed1/checkpoint-4/trainer_state.json").kill();
+    together.run(&command).succeeds();
+    let (alone, found) = (results(&alone), results(&together));
+    assert_eq!(found.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
+    for (file, found) in &found {
+        let measured = |result: &Value| result["outcome"]["measured"].clone();
+        let (alone, found) = (measured(&alone[file]), measured(found));
+        let shares = file.contains("--lr1e-3--seed1") || file.contains("--lr1e-2--seed1");
+        assert_eq!(found["trained_beside"].as_u64().unwrap_or(0), u64::from(shares), "{file}");
+        let loss = |measured: &Value| measured["tests"]["test"]["loss"].as_f64().unwrap();
+        assert!((loss(&found) - loss(&alone)).abs() < 1e-3 * loss(&alone), "{file}: {} {}", loss(&found), loss(&alone));
+    }
+    let report = together.read("study/report/report.md");
+    assert!(report.contains("Runs that were trained in one pass share its seconds evenly"), "{report}");
+}
+
+#[test]
 fn a_report_is_made_of_result_files_alone_and_always_the_same() {
     let scene = scene();
     scene.run(&["compare", "study.yaml"]).succeeds();

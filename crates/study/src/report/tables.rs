@@ -92,12 +92,15 @@ pub(super) fn cost(scores: &Scores) -> Table {
             text(mean(row, &|run| Some(1e3 * run.prediction.seconds)), &one).into(),
         ]
     };
+    let mut note = "Means over data sets and seeds. Peak memory is that of the process while training, the base included; a \
+                    prediction counts what the model reads, demonstrations and virtual tokens included, without a cache."
+        .to_owned();
+    if scores.rows.iter().flat_map(measured).any(|run| run.trained_beside > 0) {
+        note += " Runs that were trained in one pass share its seconds evenly; each is given the pass's peak memory.";
+    }
     Table {
         title: "Cost".to_owned(),
-        note:
-            "Means over data sets and seeds. Peak memory is that of the process while training, the base included; a \
-               prediction counts what the model reads, demonstrations and virtual tokens included, without a cache."
-                .to_owned(),
+        note,
         head: head.map(str::to_owned).to_vec(),
         rows: scores.rows.iter().map(row).collect(),
     }
@@ -267,7 +270,8 @@ pub(super) fn failures(scores: &Scores) -> Option<Table> {
                 rows.push(vec![row.name.as_str().into(), id.into(), reason.into()]);
             }
         }
-        if let Some(missing) = &runs.missing {
+        let ended = |id: &str| runs.results.iter().any(|result| result.spec.id == id);
+        for missing in runs.missing.iter().filter(|missing| !ended(&missing.id)) {
             rows.push(vec![row.name.as_str().into(), missing.id.as_str().into(), "not run yet".into()]);
         }
     }
@@ -316,6 +320,7 @@ pub(super) fn csv(scores: &Scores) -> String {
         "file_size",
         "steps",
         "train_tokens",
+        "trained_beside",
         "train_seconds",
         "peak_memory",
         "prediction_tokens",
@@ -345,6 +350,7 @@ pub(super) fn csv(scores: &Scores) -> String {
             run.file_size.to_string(),
             run.steps.to_string(),
             run.train_tokens.to_string(),
+            run.trained_beside.to_string(),
             run.train_seconds.to_string(),
             optional(run.peak_memory.map(|bytes| bytes.to_string())),
             run.prediction.tokens.to_string(),
