@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, prefetch, transpose,
+    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, prefetch_tiles, transpose,
 };
 use crate::kernels::{View, ViewMut};
 use crate::{Matrix, Precision, Workspace};
@@ -153,7 +153,7 @@ impl Columns for InputGradient<'_> {
             let place = (pair - strips.start) * depth.len();
             for (at, outputs) in depth.clone().enumerate() {
                 let (first, second) = (self.0.tile(2 * outputs, pair / 2), self.0.tile(2 * outputs + 1, pair / 2));
-                prefetch(&self.0.tiles, (2 * outputs + AHEAD) * self.0.depth() + pair / 2, self.0.depth());
+                prefetch_tiles(&self.0.tiles, (2 * outputs + AHEAD) * self.0.depth() + pair / 2, self.0.depth());
                 let (low, high) = scratch[place..].split_at_mut(depth.len());
                 let high = if pair + 1 < strips.end { &mut high[at] } else { &mut past_the_end };
                 transpose(first, second, [&mut low[at], high]);

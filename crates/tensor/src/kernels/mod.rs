@@ -27,7 +27,7 @@ use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 pub(crate) use erf::erf;
 pub(crate) use exp::{exp, exp2_rough};
 pub use precision::Precision;
-pub(crate) use prefetch::{prefetch, prefetch_beyond};
+pub(crate) use prefetch::{prefetch, prefetch_beyond, prefetch_for_later};
 pub(crate) use vectorised::vectorised;
 
 /// `C ← beta·C + Σ alpha·A·B` over strided float32 views.

@@ -69,6 +69,23 @@ pub(super) unsafe fn rows(
     }
 }
 
+/// See [`super::pack::unpack`]; every row of `out` has room.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[allow(unsafe_code)]
+pub(super) unsafe fn unpack(tile: &Tile, out: *mut f32, stride: usize) {
+    for lane in 0..LANES {
+        // SAFETY: a tile is 16 aligned vectors; the caller vouches for the output.
+        unsafe {
+            let values = _mm512_load_si512(tile.0.as_ptr().add(lane * DEPTH).cast());
+            let halves = [_mm512_castsi512_si256(values), _mm512_extracti64x4_epi64::<1>(values)];
+            for (half, values) in halves.into_iter().enumerate() {
+                let values = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values));
+                _mm512_storeu_ps(out.add(lane * stride + half * LANES), _mm512_castsi512_ps(values));
+            }
+        }
+    }
+}
+
 /// Lane by lane, where the inner dimension is contiguous.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]

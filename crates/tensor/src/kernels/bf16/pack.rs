@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::tile::{DEPTH, LANES, Tile, to_bf16};
-use crate::kernels::View;
+use super::tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
+use crate::kernels::{View, prefetch, prefetch_for_later};
 
 /// A corner of a matrix that becomes a tile: up to 16 lanes by up to 32 places of the inner dimension; the rest of the
 /// tile is zero.
@@ -91,6 +91,26 @@ pub(crate) fn pack_strip(
     }
 }
 
+/// Writes the rows of `tile`, which is in rows order, as floats, `stride` apart, to `out`.
+///
+/// # Panics
+/// If `out` ends within a row.
+pub(crate) fn unpack(tile: &Tile, out: &mut [f32], stride: usize) {
+    assert!(out.len() >= (LANES - 1) * stride + DEPTH, "a tile's rows lie in the output");
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions; all rows lie in the output.
+        unsafe {
+            super::avx512_pack::unpack(tile, out.as_mut_ptr(), stride);
+        }
+        return;
+    }
+    for (source, row) in tile.0.chunks_exact(DEPTH).zip(out.chunks_mut(stride)) {
+        row.iter_mut().zip(source).for_each(|(out, value)| *out = from_bf16(*value));
+    }
+}
+
 /// Where a tile in `order` has the value of `lane` and `depth`.
 #[inline(always)]
 pub(crate) fn index(order: Order, lane: usize, depth: usize) -> usize {
@@ -124,42 +144,19 @@ pub(crate) fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
 
 /// Fetches two tiles, `stride` apart from `first` on, into the cache; nothing where they don't exist.
 #[inline]
-pub(crate) fn prefetch(tiles: &[Tile], first: usize, stride: usize) {
-    #[cfg(target_arch = "x86_64")]
+pub(crate) fn prefetch_tiles(tiles: &[Tile], first: usize, stride: usize) {
     for tile in [first, first + stride].into_iter().filter_map(|place| tiles.get(place)) {
-        for line in tile.0.chunks_exact(32) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            #[allow(unsafe_code)]
-            // SAFETY: prefetching reads nothing.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-            }
-        }
+        prefetch(&tile.0);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (tiles, first, stride);
 }
 
 /// Fetches the part of `tiles` that falls to two of `strips` strips of rows, from `strip` on, into the second-level cache.
 #[inline]
 pub(crate) fn prefetch_part(tiles: &[Tile], (strip, strips): (usize, usize)) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        const LINES: usize = size_of::<Tile>() / 64;
-        let lines = tiles.len() * LINES;
-        let (start, end) = (lines * strip / strips, lines * (strip + 2).min(strips) / strips);
-        for line in start..end {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let address = tiles.as_ptr().cast::<u8>().wrapping_add(line * 64);
-            #[allow(unsafe_code)]
-            // SAFETY: prefetching reads nothing.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T1>(address.cast());
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (tiles, strip, strips);
+    const LINE: usize = DEPTH * size_of::<u16>();
+    let lines = size_of_val(tiles) / LINE;
+    let (start, end) = (lines * strip / strips, lines * (strip + 2).min(strips) / strips);
+    prefetch_for_later(tiles, start * LINE..end * LINE);
 }
 
 #[cfg(test)]
@@ -178,6 +175,20 @@ mod tests {
             }
         }
         tile
+    }
+
+    #[test]
+    fn unpacks_what_was_packed() {
+        let matrix = random(LANES, DEPTH, 0);
+        let mut tile = Tile::ZERO;
+        pack_strip(View::of(&matrix), 0..LANES, 0, 1.0, Order::Rows, std::slice::from_mut(&mut tile));
+        let mut out = vec![7.0; 15 * 40 + DEPTH];
+        unpack(&tile, &mut out, 40);
+        for (place, value) in out.iter().enumerate() {
+            let (row, col) = (place / 40, place % 40);
+            let expected = if col < DEPTH { from_bf16(to_bf16(matrix.row(row)[col])) } else { 7.0 };
+            assert_eq!(*value, expected, "{row} {col}");
+        }
     }
 
     #[test]

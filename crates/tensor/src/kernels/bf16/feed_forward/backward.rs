@@ -10,7 +10,7 @@ use crate::kernels::bf16::product::{Block, Output, Target, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Sharing, on_unit, packed};
 use crate::kernels::bf16::sums::{Sums, SumsOfRows};
 use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer};
-use crate::kernels::{View, ViewMut};
+use crate::kernels::{View, ViewMut, prefetch_for_later};
 use crate::{Matrix, Workspace};
 
 /// Adds to `dx` `[rows, in]`, or writes there, the gradient of the feed-forward's input `x`, given that of its output
@@ -94,6 +94,13 @@ impl Task<'_, '_> {
                 let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
                 let (width, size) = (columns.len(), strips * LANES * columns.len());
                 let [gate, up, inner] = [&mut gate, &mut up, &mut inner].map(|block| &mut block.data_mut()[..size]);
+                for (own, _) in self.sharing.kept(strips, (place, width / DEPTH, tiles)) {
+                    // What the product is multiplied by comes from far away.
+                    for kept in kept.gate.iter().chain([&kept.up]) {
+                        let tiles = &kept[first_tile..][own.clone()];
+                        prefetch_for_later(tiles, 0..size_of_val(tiles));
+                    }
+                }
                 let output = Output { c: inner.as_mut_ptr(), stride: width, rows: strips * LANES, cols: width };
                 let block = columns.start / LANES..columns.end / LANES;
                 let target = Target { output: &output, first_row: 0, first_strip: block.start };

@@ -11,11 +11,11 @@ mod forward;
 
 use std::ops::Range;
 
-use super::pack::{Order, pack_strip};
+use super::pack::{Order, pack_strip, unpack as unpack_tile};
 use super::rows::{MOST_PIECES, Part, Sharing};
-use super::tile::{DEPTH, LANES, Tile, TileBuffer, from_bf16};
+use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Matrix;
-use crate::kernels::{View, vectorised};
+use crate::kernels::View;
 
 pub(crate) use backward::backward;
 pub(crate) use forward::forward;
@@ -99,23 +99,11 @@ fn fill(tiles: &mut [Tile], depth: usize, block: &[f32], width: usize, place: us
 /// other.
 fn unpack(tiles: &[Tile], width: usize, block: &mut [f32]) {
     let strips = block.len() / (LANES * width);
-    vectorised(
-        #[inline(always)]
-        || {
-            for (place, column) in tiles.chunks_exact(strips.max(1)).enumerate() {
-                for (tile, rows) in column.iter().zip(block.chunks_exact_mut(LANES * width)) {
-                    let (sources, _) = tile.0.as_chunks::<DEPTH>();
-                    for (source, row) in sources.iter().zip(rows.chunks_exact_mut(width)) {
-                        let values: &mut [f32; DEPTH] =
-                            (&mut row[place * DEPTH..][..DEPTH]).try_into().expect("a tile's width of values");
-                        for lane in 0..DEPTH {
-                            values[lane] = from_bf16(source[lane]);
-                        }
-                    }
-                }
-            }
-        },
-    );
+    for (place, column) in tiles.chunks_exact(strips.max(1)).enumerate() {
+        for (tile, rows) in column.iter().zip(block.chunks_exact_mut(LANES * width)) {
+            unpack_tile(tile, &mut rows[place * DEPTH..], width);
+        }
+    }
 }
 
 /// Packs a block of values, `width` a row, as [`unpack`] takes it.
