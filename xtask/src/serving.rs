@@ -79,6 +79,7 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(arguments: &BenchServe) -> anyhow::Result<()> {
+    ensure!(arguments.python.is_none() || arguments.model.is_dir(), "the peer reads Hugging Face folders alone");
     let options = LoadOptions { precision: Precision::detect(), ..LoadOptions::default() };
     let base = Arc::new(BaseModel::new("base", load(&arguments.model, &options)?));
     let folder = std::env::temp_dir().join(format!("tunesmith-bench-serve-{}", std::process::id()));
@@ -354,7 +355,6 @@ impl Bench<'_> {
 
     fn peer(&self, python: &Path) -> anyhow::Result<Value> {
         let BenchServe { clients, prompt, new, rank, model, .. } = self.arguments;
-        ensure!(model.is_dir(), "the peer reads Hugging Face folders alone");
         let mut command = std::process::Command::new(python);
         command.arg(repository().join("xtask/peers/bench_peft_serve.py")).arg(model);
         command.args(["--dtype", "bf16", "--adapters", "8", "--batch", &clients.to_string()]);

@@ -390,6 +390,8 @@ pub(crate) struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 }
 
 /// Arithmetic of products.

@@ -18,8 +18,8 @@ pub(crate) struct QuantizationKeys {
     pub(crate) bnb_4bit_compute_dtype: Option<ComputeDtype>,
     /// Linears to leave in floats: beginnings or ends of module paths. Default none.
     pub(crate) llm_int8_skip_modules: Option<Vec<String>>,
-    /// Whether weights that the files hold quantised are expanded to floats: faster, and larger. Default: GGUF blocks
-    /// where that comes to at most 2 GiB, 4-bit weights of bitsandbytes never.
+    /// Whether weights that the files hold quantised are expanded to floats. Default: GGUF blocks that are slower than
+    /// floats, where all comes to at most 2 GiB; 4-bit weights of bitsandbytes never.
     pub(crate) dequantize: Option<bool>,
 }
 

@@ -152,7 +152,7 @@ impl WeightSource for FourBitCheckpoint {
 
     fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
         let Some(state) = self.states.get(name).cloned() else { return Ok(None) };
-        Ok(Some(FrozenWeight::stored(self.four_bit(name, &state)?)))
+        Ok(Some(self.four_bit(name, &state)?.into()))
     }
 }
 

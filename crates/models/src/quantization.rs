@@ -10,7 +10,7 @@ use tunesmith_tensor::{FourBitOptions, FourBitWeight, FrozenWeight, Matrix, Prec
 use crate::error::ModelError;
 use crate::weights::{StoredTensor, WeightSource};
 
-/// Expanded, a quantised file up to this size is faster and small enough; larger ones stay as they are.
+/// Expanded, weights of a quantised file are small enough up to this size; larger ones stay as they are.
 const EXPANDED_BYTES: usize = 2 << 30;
 
 /// The choice of storage for a model's matrices.
@@ -22,8 +22,8 @@ pub struct QuantizationOptions {
     /// Linears that are not quantised (`llm_int8_skip_modules`): the beginning of a module path, the end of one, or a
     /// regular expression for the beginning.
     pub skip_modules: Vec<String>,
-    /// Whether weights that the files hold quantised are expanded to the run's precision. Default: GGUF blocks where
-    /// that comes to at most 2 GiB, 4-bit weights of bitsandbytes never.
+    /// Whether weights that the files hold quantised are expanded to the run's precision. Default: GGUF blocks that are
+    /// slower than floats, where all comes to at most 2 GiB; 4-bit weights of bitsandbytes never.
     pub dequantize: Option<bool>,
 }
 
@@ -33,7 +33,15 @@ pub(crate) struct Kept<'a> {
     precision: Precision,
     four_bit: Option<FourBitOptions>,
     skip: Vec<Skip>,
-    expand: bool,
+    expand: Expand,
+}
+
+/// Which quantised weights become floats.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expand {
+    All,
+    Slow,
+    None,
 }
 
 /// Modules to leave in floats.
@@ -60,7 +68,11 @@ impl<'a> Kept<'a> {
             precision,
             four_bit: options.load_in_4bit,
             skip: skip.collect(),
-            expand: options.dequantize.unwrap_or(expand_small && small),
+            expand: match options.dequantize {
+                Some(true) => Expand::All,
+                None if expand_small && small => Expand::Slow,
+                _ => Expand::None,
+            },
             source,
         }
     }
@@ -113,11 +125,14 @@ impl WeightSource for Kept<'_> {
     }
 
     fn encoded(&mut self, name: &str) -> Result<Option<FrozenWeight>, ModelError> {
-        if self.expand {
+        if self.expand == Expand::All {
             return Ok(None);
         }
-        let weight = self.source.encoded(name)?;
+        let fast_enough = |weight: &FrozenWeight| {
+            self.expand == Expand::None || (self.precision == Precision::Bf16 && weight.unpacks_fast())
+        };
         let quantize_again = self.four_bit.is_some() && self.is_quantized(name);
+        let weight = self.source.encoded(name)?.filter(fast_enough);
         Ok(weight.filter(|weight| !quantize_again || weight.as_four_bit().is_some()))
     }
 
@@ -130,7 +145,7 @@ impl WeightSource for Kept<'_> {
             path: self.path().to_path_buf(),
             reason: format!("tensor {name} cannot be quantised: {error}"),
         })?;
-        Ok(FrozenWeight::stored(weight))
+        Ok(FrozenWeight::from(weight))
     }
 }
 

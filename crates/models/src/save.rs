@@ -129,7 +129,7 @@ fn quantize(
             let reason = format!("tensor {} cannot be quantised: {error}", tensor.name);
             ModelError::Damaged { path: folder.to_path_buf(), reason }
         })?;
-        let weight = FrozenWeight::stored(weight);
+        let weight = FrozenWeight::from(weight);
         let quantized = weight.to_matrix();
         let differences = quantized.data().iter().zip(matrix.data()).map(|(new, old)| new - old);
         let (mut sum, mut largest) = (0.0, 0.0f32);

@@ -28,7 +28,7 @@ mod workspace;
 
 pub use adapter::Adapter;
 pub use forward::{FeedForwardSites, Forward, PostNorm};
-pub use frozen::{FrozenWeight, WeightFormat};
+pub use frozen::FrozenWeight;
 pub use frozen_tuner::FrozenTuner;
 pub use kernels::{Kernels, Precision};
 pub use machine::{MachinePeaks, tile_unit_peak};

@@ -137,7 +137,7 @@ impl WeightSource for RandomSource {
         });
         let codes = self.random_bytes(shape.0 * shape.1 / 2).into();
         let weight = FourBitWeight::from_parts(shape, codes, absmax, BLOCK_SIZE, FourBitType::Nf4.quant_map());
-        Ok(Some(FrozenWeight::stored(weight.expect("the parts fit"))))
+        Ok(Some(weight.expect("the parts fit").into()))
     }
 
     fn keep(&self, _: &str, matrix: Matrix) -> Result<FrozenWeight, ModelError> {

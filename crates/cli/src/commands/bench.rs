@@ -24,7 +24,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         pool.build_global().context("cannot set the number of threads")?;
     }
     let precision = args.precision.map_or_else(Precision::detect, Precision::from);
-    let base = Base::load(&args.model, &LoadOptions { precision, ..LoadOptions::default() })?;
+    let quantization = args.quantization.keys().options();
+    let base = Base::load(&args.model, &LoadOptions { precision, quantization, ..LoadOptions::default() })?;
     let workspace = Workspace::with_precision(precision).checkpointing(args.gradient_checkpointing);
     terminal::note("measuring the machine …");
     let peaks = MachinePeaks::measure();

@@ -236,7 +236,7 @@ impl WeightSource for Gguf {
         };
         let weight = GgmlWeight::new((rows, cols), format, blocks);
         let weight = weight.map_err(|error| damaged(&self.path, format!("tensor {gguf_name}: {error}")))?;
-        Ok(Some(FrozenWeight::stored(weight)))
+        Ok(Some(FrozenWeight::from(weight)))
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {

@@ -7,19 +7,26 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Storage;
-use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack};
+use crate::kernels::bf16::coded::{self, CodedStrip};
+use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack, transpose};
 use crate::kernels::{Parallelism, View, ViewMut};
 use crate::{FourBitWeight, Matrix, Precision, Workspace};
 
 /// A storage format of a weight `[out, in]`, such as 4-bit blocks. It only knows how to unpack itself; products, row
 /// reading and gradients of the input follow.
-pub trait WeightFormat: Send + Sync {
+pub(crate) trait WeightFormat: Send + Sync {
     /// `(out, in)`.
     fn shape(&self) -> (usize, usize);
 
     /// Writes the values of `rows` by `cols` to `out` (`rows.len() · cols.len()` places), row by row. `cols` begins at a
     /// multiple of 256 and ends at one or with the row, so that it cuts no block of up to 256 values of a row.
     fn unpack(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]);
+
+    /// The rows of strip `strip` (of 16 rows, the last one fewer) as codes, where they become tiles faster than by way of
+    /// `unpack`.
+    fn coded(&self, _strip: usize) -> Option<CodedStrip<'_>> {
+        None
+    }
 
     /// Bytes in memory.
     fn bytes(&self) -> usize;
@@ -75,6 +82,10 @@ impl<F: WeightFormat> Storage for Unpacked<F> {
 
     fn as_four_bit(&self) -> Option<&FourBitWeight> {
         self.0.as_four_bit()
+    }
+
+    fn unpacks_fast(&self) -> bool {
+        coded::is_supported() && self.0.shape().0 > 0 && self.0.coded(0).is_some()
     }
 }
 
@@ -140,6 +151,42 @@ fn with_piece(floats: usize, work: impl FnOnce(&mut [f32])) {
     });
 }
 
+/// Fills the tiles `depth` of strip `strip` from codes; does nothing and gives false where the format has none.
+fn unpack_coded(weight: &impl WeightFormat, strip: usize, depth: Range<usize>, tiles: &mut [Tile]) -> bool {
+    match weight.coded(strip).filter(|_| coded::is_supported()) {
+        Some(strip) => coded::unpack(&strip, depth, tiles),
+        None => return false,
+    }
+    true
+}
+
+/// Fills the tiles of `W` `[out, in]`, at most [`AT_ONCE`] strips of its columns by `depth` of its rows, from codes: each two
+/// tiles of `Wᵀ`, turned. Does nothing and gives false where the format has none.
+fn turn_coded(weight: &impl WeightFormat, strips: Range<usize>, depth: Range<usize>, scratch: &mut [Tile]) -> bool {
+    let rows = weight.shape().0.div_ceil(LANES);
+    let inputs = strips.start / 2..strips.end.div_ceil(2);
+    let mut tiles = [[Tile::ZERO; AT_ONCE / 2]; 2];
+    let mut past_the_end = Tile::ZERO;
+    for (at, outputs) in depth.clone().enumerate() {
+        for (half, tiles) in tiles.iter_mut().enumerate() {
+            let tiles = &mut tiles[..inputs.len()];
+            let strip = 2 * outputs + half;
+            if strip >= rows {
+                tiles.fill(Tile::ZERO);
+            } else if !unpack_coded(weight, strip, inputs.clone(), tiles) {
+                return false;
+            }
+        }
+        let pairs = tiles[0].iter().zip(&tiles[1]).take(inputs.len());
+        for (pair, (first, second)) in pairs.enumerate() {
+            let (low, high) = scratch[2 * pair * depth.len()..].split_at_mut(depth.len());
+            let high = if 2 * pair + 1 < strips.len() { &mut high[at] } else { &mut past_the_end };
+            transpose(first, second, [&mut low[at], high]);
+        }
+    }
+    true
+}
+
 /// `Wᵀ` `[in, out]`, the right factor of the forward product.
 struct Forward<'a, F>(&'a F);
 
@@ -156,18 +203,25 @@ impl<F: WeightFormat> Columns for Forward<'_, F> {
         let (rows, cols) = self.0.shape();
         let cols = depth.start * DEPTH..cols.min(depth.end * DEPTH);
         for (place, strip) in strips.enumerate() {
+            let tiles = &mut scratch[place * depth.len()..(place + 1) * depth.len()];
+            if unpack_coded(self.0, strip, depth.clone(), tiles) {
+                continue;
+            }
             let rows = strip * LANES..rows.min((strip + 1) * LANES);
             with_piece(rows.len() * cols.len(), |piece| {
                 self.0.unpack(rows.clone(), cols.clone(), piece);
                 let lanes = View::rows_of(piece, rows.len(), cols.len(), cols.len());
-                for tile in 0..depth.len() {
-                    pack(corner(lanes, 0, tile, 1.0), Order::Pairs, &mut scratch[place * depth.len() + tile]);
+                for (place, tile) in tiles.iter_mut().enumerate() {
+                    pack(corner(lanes, 0, place, 1.0), Order::Pairs, tile);
                 }
             });
         }
         Panel { tiles: scratch, stride: depth.len() }
     }
 }
+
+/// Strips of 256 columns, the largest block that [`WeightFormat::unpack`] promises not to cut.
+const AT_ONCE: usize = 256 / LANES;
 
 /// `W` `[out, in]`, the right factor of the input's gradient.
 struct InputGradient<'a, F>(&'a F);
@@ -181,13 +235,15 @@ impl<F: WeightFormat> Columns for InputGradient<'_, F> {
         self.0.shape().1
     }
 
-    /// 256 columns, the largest block that [`WeightFormat::unpack`] promises not to cut.
     fn strips_at_once(&self) -> usize {
-        256 / LANES
+        AT_ONCE
     }
 
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a> {
         let (rows, cols) = self.0.shape();
+        if turn_coded(self.0, strips.clone(), depth.clone(), scratch) {
+            return Panel { tiles: scratch, stride: depth.len() };
+        }
         let cols = strips.start * LANES..cols.min(strips.end * LANES);
         for (place, tile) in depth.clone().enumerate() {
             let rows = tile * DEPTH..rows.min((tile + 1) * DEPTH);

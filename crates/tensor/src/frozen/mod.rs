@@ -8,7 +8,7 @@ mod bf16;
 mod float32;
 mod format;
 
-pub use format::WeightFormat;
+pub(crate) use format::WeightFormat;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, Vocabulary
 use crate::kernels::blocks::{ScaledBlock, keep_blocks};
 use crate::kernels::{Factors, Parallelism, View, ViewMut};
 use crate::workspace::Workspace;
-use crate::{FourBitWeight, Matrix, Precision};
+use crate::{FourBitWeight, GgmlWeight, Matrix, Precision};
 
 /// A frozen weight `[out, in]` (a vector is `[1, n]`), shared by cloning. How it is stored is the storage's business;
 /// operations ask for products and rows only.
@@ -54,6 +54,10 @@ trait Storage: Send + Sync {
     fn as_four_bit(&self) -> Option<&FourBitWeight> {
         None
     }
+    /// See [`FrozenWeight::unpacks_fast`].
+    fn unpacks_fast(&self) -> bool {
+        false
+    }
 }
 
 impl FrozenWeight {
@@ -76,7 +80,7 @@ impl FrozenWeight {
     }
 
     /// A weight in a format that is unpacked as products need it.
-    pub fn stored(format: impl WeightFormat + 'static) -> Self {
+    pub(crate) fn stored(format: impl WeightFormat + 'static) -> Self {
         Self { storage: Arc::new(format::Unpacked(format)) }
     }
 
@@ -123,6 +127,11 @@ impl FrozenWeight {
     /// The weight as 4-bit codes, where that is how it is stored.
     pub fn as_four_bit(&self) -> Option<&FourBitWeight> {
         self.storage.as_four_bit()
+    }
+
+    /// Whether it is stored quantised, and this processor unpacks it to bf16 about as fast as it would read bf16.
+    pub fn unpacks_fast(&self) -> bool {
+        self.storage.unpacks_fast()
     }
 
     /// Whether the two share one storage, as tied weights do.
@@ -284,6 +293,18 @@ fn add_thin(workspace: &Workspace, c: ViewMut<'_>, a: View<'_>, thin: ThinFactor
 pub(crate) fn keep_blocks_of(middle: &mut Matrix, blocks: &[ScaledBlock]) {
     let cols = middle.cols();
     keep_blocks(middle.data_mut(), cols, cols, 0, blocks);
+}
+
+impl From<FourBitWeight> for FrozenWeight {
+    fn from(weight: FourBitWeight) -> Self {
+        Self::stored(weight)
+    }
+}
+
+impl From<GgmlWeight> for FrozenWeight {
+    fn from(weight: GgmlWeight) -> Self {
+        Self::stored(weight)
+    }
 }
 
 impl fmt::Debug for FrozenWeight {

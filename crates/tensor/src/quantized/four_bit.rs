@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::WeightFormat;
+use crate::frozen::WeightFormat;
+use crate::kernels::bf16::coded::{CodeLayout, CodedStrip, Scales};
+use crate::kernels::bf16::{DEPTH, LANES};
 use crate::quantized::absmax::{Absmax, NestedAbsmax};
 use crate::quantized::bytes::Bytes;
 use crate::quantized::unpack::unpack_block;
@@ -286,6 +288,19 @@ impl WeightFormat for FourBitWeight {
         }
     }
 
+    fn coded(&self, strip: usize) -> Option<CodedStrip<'_>> {
+        let (rows, cols) = self.shape;
+        let (first, end) = (strip * LANES, rows.min((strip + 1) * LANES));
+        cols.is_multiple_of(DEPTH).then(|| CodedStrip {
+            layout: CodeLayout::Pairs,
+            map: &self.quant_map,
+            scales: Scales::Absmax { absmax: &self.absmax, block_size: self.block_size, first: first * cols },
+            bytes: &self.codes[first * cols / 2..end * cols / 2],
+            rows: end - first,
+            cols,
+        })
+    }
+
     fn bytes(&self) -> usize {
         self.codes.len() + self.absmax.bytes() + size_of_val(&self.quant_map)
     }
@@ -327,7 +342,7 @@ mod tests {
 
     use super::*;
     use crate::ops::finite_differences::random;
-    use crate::{FrozenWeight, Kernels, Matrix, Tape, Workspace};
+    use crate::{FrozenWeight, Kernels, Matrix, Precision, Tape, Workspace};
 
     fn options(quant_type: FourBitType, double_quant: bool) -> FourBitOptions {
         FourBitOptions { quant_type, double_quant }
@@ -468,6 +483,13 @@ mod tests {
             let float = FrozenWeight::float32(Matrix::from_vec(rows, cols, dequantized(&four_bit)));
             let four_bit = FrozenWeight::stored(four_bit);
             assert_eq!(four_bit.to_matrix(), float.to_matrix());
+            let workspace = Workspace::with_kernels(Kernels::detect().with_precision(Precision::Bf16));
+            let products = |weight: &FrozenWeight| {
+                let (x, dy) = (random(tokens, cols, 2), random(tokens, rows, 3));
+                (weight.product(&workspace, &x), weight.product_gradient(&workspace, &dy))
+            };
+            let bf16 = FrozenWeight::bf16(&float.to_matrix());
+            assert!(products(&four_bit) == products(&bf16), "{rows} {cols} {tokens}: bf16");
             let pass = |weight: &FrozenWeight| {
                 let workspace = Workspace::with_kernels(Kernels::detect());
                 let mut gradients = crate::Gradients::new(&workspace);

@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::WeightFormat;
+use crate::frozen::WeightFormat;
+use crate::kernels::bf16::coded::{CodeLayout, CodedStrip, NUMBERS, Scales};
+use crate::kernels::bf16::{DEPTH, LANES};
 use crate::quantized::bytes::Bytes;
 use crate::quantized::k_quants;
 
@@ -245,16 +247,32 @@ impl WeightFormat for GgmlWeight {
         }
     }
 
+    fn coded(&self, strip: usize) -> Option<CodedStrip<'_>> {
+        let (layout, map, scales) = match self.format {
+            GgmlFormat::Q4_0 => (CodeLayout::Halves, &SIGNED, Scales::Head),
+            GgmlFormat::Q4_1 => (CodeLayout::Halves, &NUMBERS, Scales::HeadAndOffset),
+            GgmlFormat::Q8_0 => (CodeLayout::Bytes, &NUMBERS, Scales::Head),
+            _ => return None,
+        };
+        let (rows, cols) = self.shape;
+        let row = cols / DEPTH * self.format.block_bytes();
+        let (first, end) = (strip * LANES, rows.min((strip + 1) * LANES));
+        Some(CodedStrip { layout, map, scales, bytes: &self.blocks[first * row..end * row], rows: end - first, cols })
+    }
+
     fn bytes(&self) -> usize {
         self.blocks.len()
     }
 }
 
+/// What the codes of [`GgmlFormat::Q4_0`] stand for.
+const SIGNED: [f32; 16] = [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::finite_differences::random;
-    use crate::{FrozenWeight, Kernels, Matrix, Precision, Tape, Workspace};
+    use crate::{FrozenWeight, Kernels, Matrix, Precision, Workspace};
 
     const FORMATS: [GgmlFormat; 12] = [
         GgmlFormat::F16,
@@ -300,19 +318,19 @@ mod tests {
                 let stored = FrozenWeight::stored(GgmlWeight::new((rows, cols), format, blocks.into()).unwrap());
                 let float = Matrix::from_vec(rows, cols, values);
                 assert_eq!(stored.to_matrix(), float);
-                for precision in [Precision::Float32, Precision::Bf16] {
-                    let float = FrozenWeight::in_precision(float.clone(), precision);
-                    let workspace = Workspace::with_kernels(Kernels::detect().with_precision(precision));
-                    let pass = |weight: &FrozenWeight| {
-                        let mut tape = Tape::evaluating(&workspace);
-                        let x = tape.constant(random(tokens, cols, 2));
-                        tape.linear(&x, weight, None).value().to_vec()
-                    };
-                    let (found, expected) = (pass(&stored), pass(&float));
-                    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-                    let close = |(left, right): (&f32, &f32)| (left - right).abs() <= 1e-5 * largest;
-                    assert!(found.iter().zip(&expected).all(close), "{format:?} {rows} {cols} {tokens}");
-                }
+                let case = format!("{format:?} {rows} {cols} {tokens}");
+                let (x, dy) = (random(tokens, cols, 2), random(tokens, rows, 3));
+                let workspace = Workspace::with_kernels(Kernels::detect().with_precision(Precision::Bf16));
+                let bf16 = FrozenWeight::bf16(&float);
+                assert_eq!(stored.product(&workspace, &x), bf16.product(&workspace, &x), "{case}");
+                let gradient = |weight: &FrozenWeight| weight.product_gradient(&workspace, &dy);
+                assert_eq!(gradient(&stored), gradient(&bf16), "{case}");
+                let workspace = Workspace::with_kernels(Kernels::detect().with_precision(Precision::Float32));
+                let float = FrozenWeight::float32(float);
+                let (found, expected) = (stored.product(&workspace, &x), float.product(&workspace, &x));
+                let largest = expected.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                let close = |(left, right): (&f32, &f32)| (left - right).abs() <= 1e-5 * largest;
+                assert!(found.data().iter().zip(expected.data()).all(close), "{case}");
             }
         }
     }

@@ -116,12 +116,6 @@ unsafe fn by_rows(corner: Corner<'_>) -> Vectors {
 unsafe fn by_pairs(corner: Corner<'_>) -> Vectors {
     let scale = _mm512_set1_ps(corner.scale);
     let lanes = mask(corner.lanes);
-    let mut order = [0u16; 32];
-    for (place, word) in order.iter_mut().enumerate() {
-        *word = (place / 2 + place % 2 * LANES) as u16;
-    }
-    // SAFETY: 64 bytes of words.
-    let interleave = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
     let mut vectors = [_mm512_setzero_si512(); 16];
     for (pair, vector) in vectors.iter_mut().enumerate() {
         if 2 * pair >= corner.depth {
@@ -134,9 +128,27 @@ unsafe fn by_pairs(corner: Corner<'_>) -> Vectors {
             (_mm512_maskz_loadu_ps(lanes, row), _mm512_maskz_loadu_ps(second, row.wrapping_add(corner.depth_stride)))
         };
         let words = convert(_mm512_mul_ps(first, scale), _mm512_mul_ps(second, scale));
-        *vector = _mm512_permutexvar_epi16(interleave, words);
+        *vector = _mm512_permutexvar_epi16(interleaving(), words);
     }
     vectors
+}
+
+/// The order that puts the words of a vector's two halves side by side, for a permutation.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[allow(unsafe_code)]
+pub(crate) fn interleaving() -> __m512i {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut place = 0;
+        while place < order.len() {
+            order[place] = (place / 2 + place % 2 * LANES) as u16;
+            place += 1;
+        }
+        order
+    };
+    // SAFETY: 64 bytes of words.
+    unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }
 }
 
 /// `first` and then `second` as bf16.

@@ -12,6 +12,7 @@ mod amx;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
+pub(crate) mod coded;
 mod cross_entropy;
 pub(crate) mod feed_forward;
 mod float32;
