@@ -22,6 +22,9 @@ pub(crate) struct BenchPeers {
     /// Steps of a training run, of which the first is not counted
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// Also full fine-tuning, prompt and prefix tuning and Houlsby's adapters
+    #[arg(long)]
+    methods: bool,
     /// Also the peer at its best: tcmalloc preloaded and compiled, which takes minutes
     #[arg(long)]
     tuned: bool,
@@ -31,8 +34,11 @@ pub(crate) struct BenchPeers {
 }
 
 /// A training run that both do.
+#[derive(Clone, Copy)]
 struct Training {
     name: &'static str,
+    /// As both command lines name it.
+    method: &'static str,
     precision: &'static str,
     peer_dtype: &'static str,
     checkpointing: bool,
@@ -51,20 +57,29 @@ pub(crate) fn run(arguments: &BenchPeers) -> anyhow::Result<()> {
     if arguments.tuned && tcmalloc.is_none() {
         bail!("the peer's best needs libtcmalloc_minimal.so.4 (Debian: libtcmalloc-minimal4)");
     }
-    let training = |name, precision, peer_dtype, checkpointing, tuned| Training {
-        name,
-        precision,
-        peer_dtype,
-        checkpointing,
-        tuned,
+    let lora = Training {
+        name: "LoRA",
+        method: "lora",
+        precision: "bf16",
+        peer_dtype: "bf16",
+        checkpointing: false,
+        tuned: false,
     };
     let mut trainings = vec![
-        training("float32", "float32", "f32", false, false),
-        training("bf16", "bf16", "bf16", false, false),
-        training("bf16, gradient checkpointing", "bf16", "bf16", true, false),
+        Training { name: "LoRA, float32", precision: "float32", peer_dtype: "f32", ..lora },
+        Training { name: "LoRA, bf16", ..lora },
+        Training { name: "LoRA, bf16, gradient checkpointing", checkpointing: true, ..lora },
     ];
     if arguments.tuned {
-        trainings.push(training("bf16, peer tuned (tcmalloc, compiled)", "bf16", "bf16", false, true));
+        trainings.push(Training { name: "LoRA, bf16, peer tuned (tcmalloc, compiled)", tuned: true, ..lora });
+    }
+    if arguments.methods {
+        trainings.extend([
+            Training { name: "full fine-tuning, bf16", method: "full", ..lora },
+            Training { name: "prompt tuning, bf16", method: "prompt_tuning", ..lora },
+            Training { name: "prefix tuning, bf16", method: "prefix_tuning", ..lora },
+            Training { name: "Houlsby adapters, bf16", method: "houlsby", ..lora },
+        ]);
     }
     let mut measured: Vec<[Vec<Value>; 2]> = trainings.iter().map(|_| [Vec::new(), Vec::new()]).collect();
     for round in 1..=arguments.rounds {
@@ -81,7 +96,7 @@ pub(crate) fn run(arguments: &BenchPeers) -> anyhow::Result<()> {
                 let number = |run: &Value| run[key].as_f64().with_context(|| format!("no {key} in {run}"));
                 runs.iter().map(number).collect::<anyhow::Result<Vec<f64>>>()
             };
-            let name = format!("LoRA training, {BATCH} × {SEQUENCE} tokens, {}: {what}", training.name);
+            let name = format!("training step, {BATCH} × {SEQUENCE} tokens, {}: {what}", training.name);
             cases.push(Case::new(name, unit, &numbers(ours)?, &numbers(peer)?));
         }
     }
@@ -96,7 +111,7 @@ impl Training {
         let mut command = Command::new(program);
         command.arg("bench").arg(&arguments.model).args(["--json", "--no-generation", "--precision", self.precision]);
         command.args(["--batch", &BATCH.to_string(), "--seq", &SEQUENCE.to_string(), "--rank", &RANK.to_string()]);
-        command.args(["--steps", &arguments.steps.to_string()]);
+        command.args(["--steps", &arguments.steps.to_string(), "--method", self.method]);
         if self.checkpointing {
             command.arg("--gradient-checkpointing");
         }
@@ -106,7 +121,7 @@ impl Training {
     fn peer(&self, python: &Path, tcmalloc: Option<&Path>, arguments: &BenchPeers) -> anyhow::Result<Value> {
         let mut command = Command::new(python);
         command.arg(repository().join("xtask/peers/bench_peft_train.py")).arg(&arguments.model);
-        command.args(["--dtype", self.peer_dtype, "--steps", &arguments.steps.to_string()]);
+        command.args(["--dtype", self.peer_dtype, "--steps", &arguments.steps.to_string(), "--method", self.method]);
         command.args(["--batch", &BATCH.to_string(), "--seq", &SEQUENCE.to_string(), "--rank", &RANK.to_string()]);
         if self.checkpointing {
             command.arg("--checkpointing");

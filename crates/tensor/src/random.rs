@@ -32,24 +32,46 @@ fn hash_name(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Zeroes each of `values`, which are places `first` on of row `row`, with probability `p`, and multiplies the others by
-/// `1/(1 − p)`. What stays is a function of `key`, the row and the place, so masks are drawn in parallel, drawn again on the
-/// way back, and never stored. A row's key comes from SplitMix64 (Steele et al. 2014), a place's bits from the key by
+/// Which places of a row are dropped: a function of a key, the row and the place, so masks are drawn in parallel, drawn again
+/// on the way back, and never stored. A row's key comes from SplitMix64 (Steele et al. 2014), a place's bits from the key by
 /// MurmurHash3's finaliser (Appleby 2011), which takes 32 bits and so vectorises.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowMask {
+    low: u32,
+    high: u32,
+    dropped: u32,
+}
+
+impl RowMask {
+    const BITS: u32 = 24;
+
+    /// The mask of row `row`, each of whose places is dropped with probability `p`.
+    #[inline(always)]
+    pub(crate) fn new(key: u64, row: u64, p: f32) -> Self {
+        let row_key = split_mix(key, row);
+        let dropped = (p * (1 << Self::BITS) as f32).ceil() as u32;
+        Self { low: row_key as u32, high: (row_key >> 32) as u32, dropped }
+    }
+
+    /// Whether `place` is dropped.
+    #[inline(always)]
+    pub(crate) fn drops(self, place: u32) -> bool {
+        let mut bits = place.wrapping_mul(0x9e37_79b9).wrapping_add(self.low);
+        bits = (bits ^ (bits >> 16)).wrapping_mul(0x85eb_ca6b) ^ self.high;
+        bits = (bits ^ (bits >> 13)).wrapping_mul(0xc2b2_ae35);
+        (bits ^ (bits >> 16)) >> (u32::BITS - Self::BITS) < self.dropped
+    }
+}
+
+/// Zeroes each of `values`, which are places `first` on of row `row`, with probability `p`, and multiplies the others by
+/// `1/(1 − p)`.
 #[inline(always)]
 pub(crate) fn drop_values(key: u64, row: u64, first: u32, p: f32, values: &mut [f32]) {
-    const BITS: u32 = 24;
-    let row_key = split_mix(key, row);
-    let (low, high) = (row_key as u32, (row_key >> 32) as u32);
-    let dropped = (p * (1 << BITS) as f32).ceil() as u32;
+    let mask = RowMask::new(key, row, p);
     let scale = 1.0 / (1.0 - p);
     let mut place = first;
     for value in values {
-        let mut bits = place.wrapping_mul(0x9e37_79b9).wrapping_add(low);
-        bits = (bits ^ (bits >> 16)).wrapping_mul(0x85eb_ca6b) ^ high;
-        bits = (bits ^ (bits >> 13)).wrapping_mul(0xc2b2_ae35);
-        bits = (bits ^ (bits >> 16)) >> (u32::BITS - BITS);
-        *value = if bits < dropped { 0.0 } else { *value * scale };
+        *value = if mask.drops(place) { 0.0 } else { *value * scale };
         place = place.wrapping_add(1);
     }
 }

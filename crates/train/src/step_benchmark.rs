@@ -1,15 +1,15 @@
-//! Speed and memory of a training step on random tokens, every position labelled, with AdamW: the whole step (forward,
-//! backward, update) is timed.
+//! Speed and memory of a training step on random tokens with AdamW, every position labelled, or every text where the model
+//! judges texts: the whole step (forward, backward, update) is timed.
 
 use std::time::Instant;
 
 use serde_json::Value;
 use tunesmith_methods::{BuiltAdapter, MethodConfig, MethodError, build};
-use tunesmith_models::Model;
+use tunesmith_models::{Model, Task};
 use tunesmith_tensor::{Adapter, Direction, Gradients, Parameter, Profile, Seed, Workspace};
 
 use crate::{
-    AdamW, Batch, Example, Optimizer, ParameterGroup, Part, clip_grad_norm, describe, joint_loss, page_faults,
+    AdamW, Batch, Example, Optimizer, ParameterGroup, Part, Targets, clip_grad_norm, describe, joint_loss, page_faults,
     peak_memory,
 };
 
@@ -74,7 +74,15 @@ impl StepBenchmark {
     ///
     /// # Errors
     /// [`MethodError`] if the method's configuration doesn't fit the model.
+    ///
+    /// # Panics
+    /// If the model neither continues texts ([`Task::CausalLm`]) nor judges them ([`Task::SeqCls`]).
     pub fn run(&self, model: &dyn Model, workspace: &Workspace) -> Result<StepMeasurement, MethodError> {
+        let task = model.info().head.task;
+        assert!(
+            matches!(task, Task::CausalLm | Task::SeqCls),
+            "a step is measured of models that continue or judge texts"
+        );
         let profile = Profile::default();
         let workspace = workspace.clone().profiled(&profile);
         let config = MethodConfig::from_run_file(&self.peft)?;
@@ -88,21 +96,13 @@ impl StepBenchmark {
                 (adapter, optimizer)
             })
             .collect();
-        let mut stream = Seed(0).stream("tokens", 0);
-        let vocabulary = model.info().vocab_size as u64;
-        let examples: Vec<Example> = (0..self.batch)
-            .map(|_| {
-                let ids: Vec<u32> = (0..self.sequence).map(|_| stream.below(vocabulary) as u32).collect();
-                Example { labels: ids.clone(), ids }
-            })
-            .collect();
+        let batch = self.batch_for(model);
+        let labelled = batch.labelled();
         let mut gradients = Gradients::new(&workspace);
         let (mut seconds, mut faults, mut loss) = (Vec::new(), Vec::new(), 0.0);
         let (mut clip_seconds, mut update_seconds) = (0.0, 0.0);
         for step in 0..self.steps {
             let (start, faults_before) = (Instant::now(), page_faults());
-            let batch = Batch::new(&examples);
-            let labelled = batch.labelled();
             gradients.clear();
             let parts = trained.iter().map(|(adapter, _)| Part { batch: &batch, adapter, labelled });
             let dropout = Some(Seed(step as u64));
@@ -152,5 +152,23 @@ impl StepBenchmark {
             operations,
             loss,
         })
+    }
+
+    /// Random texts, and what the model should make of them.
+    fn batch_for(&self, model: &dyn Model) -> Batch {
+        let mut stream = Seed(0).stream("tokens", 0);
+        let info = model.info();
+        let examples: Vec<Example> = (0..self.batch)
+            .map(|_| {
+                let ids: Vec<u32> = (0..self.sequence).map(|_| stream.below(info.vocab_size as u64) as u32).collect();
+                Example { labels: ids.clone(), ids }
+            })
+            .collect();
+        let batch = Batch::new(&examples);
+        if info.head.task != Task::SeqCls {
+            return batch;
+        }
+        let classes = info.head.labels.len().max(1) as u64;
+        Batch { targets: Targets::Classes(examples.iter().map(|_| stream.below(classes) as u32).collect()), ..batch }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use tunesmith_models::{GenerationOptions, LoadOptions, Model, Task, generate};
+use tunesmith_models::{GenerationOptions, HeadOptions, LoadOptions, Model, Task, generate};
 use tunesmith_tensor::{Direction, MachinePeaks, Matrix, Precision, Seed, SiteKind, Workspace};
 use tunesmith_train::{StepBenchmark, StepMeasurement};
 
@@ -25,7 +25,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let precision = args.precision.map_or_else(Precision::detect, Precision::from);
     let quantization = args.quantization.keys().options();
-    let base = Base::load(&args.model, &LoadOptions { precision, quantization, ..LoadOptions::default() })?;
+    let mut options = LoadOptions { precision, quantization, ..LoadOptions::default() };
+    let mut base = Base::load(&args.model, &options)?;
+    if base.model().info().head.task != Task::CausalLm {
+        options.head = HeadOptions { ignore_mismatched_sizes: true, ..HeadOptions::for_task(Task::SeqCls) };
+        options.head.labels = Some(vec!["0".to_owned(), "1".to_owned()]);
+        base = Base::load(&args.model, &options)?;
+    }
     let workspace = Workspace::with_precision(precision).checkpointing(args.gradient_checkpointing);
     terminal::note("measuring the machine …");
     let peaks = MachinePeaks::measure();
@@ -66,6 +72,9 @@ fn peft(method: &str, rank: usize) -> Value {
         peft["r"] = rank.into();
         peft["lora_alpha"] = (2 * rank).into();
         peft["target_modules"] = "all-linear".into();
+    }
+    if ["prompt_tuning", "p_tuning", "prefix_tuning"].iter().any(|name| method.eq_ignore_ascii_case(name)) {
+        peft["num_virtual_tokens"] = 20.into();
     }
     peft
 }

@@ -3,7 +3,7 @@
 //! place, so it is never stored, and is the same on the way back.
 
 use crate::kernels::vectorised;
-use crate::random::drop_values;
+use crate::random::{RowMask, drop_values};
 use crate::{Segments, Tape};
 
 use super::Attention;
@@ -53,12 +53,26 @@ impl Mask {
     /// Multiplies the weights of the query at key position `position` for the keys from number `first` on, those of the prefix
     /// counted, by the mask.
     pub(super) fn apply(&self, position: isize, head: usize, first: usize, weights: &mut [f32]) {
-        let row = self.origin.saturating_add(position) as u64;
-        let row = row.wrapping_mul(self.heads as u64).wrapping_add(head as u64);
+        let row = self.row(position, head);
         vectorised(
             #[inline(always)]
             || drop_values(self.key, row, first as u32, self.p, weights),
         );
+    }
+
+    fn row(&self, position: isize, head: usize) -> u64 {
+        let row = self.origin.saturating_add(position) as u64;
+        row.wrapping_mul(self.heads as u64).wrapping_add(head as u64)
+    }
+
+    /// The weights that the query at key position `position` drops: a place is a key's number, those of the prefix counted.
+    pub(super) fn of_row(&self, position: isize, head: usize) -> RowMask {
+        RowMask::new(self.key, self.row(position, head), self.p)
+    }
+
+    /// What the weights that stay are multiplied by.
+    pub(super) fn scale(&self) -> f32 {
+        1.0 / (1.0 - self.p)
     }
 }
 
@@ -66,7 +80,7 @@ impl Mask {
 mod tests {
     use super::super::definition::{Case, dirty_workspace, widen};
     use crate::ops::finite_differences::random;
-    use crate::{Gradients, Matrix, Parameter, Seed, Tape, Var};
+    use crate::{Gradients, Kernels, Matrix, Parameter, Seed, Tape, Var, Workspace};
 
     const P: f32 = 0.3;
 
@@ -149,6 +163,43 @@ mod tests {
         check(&case(Case::bidirectional(&[5, 3], &[5, 3])));
         check(&case(Case::causal(&[6, 1]).prefix(&[0..2, 0..2])));
         check(&case(Case::bidirectional(&[1, 4], &[6, 2]).heads(4, 4)));
+    }
+
+    /// The same mask, and all else within what bf16 keeps.
+    #[test]
+    fn tiles_drop_the_same_weights() {
+        let cases = [
+            Case::bidirectional(&[140, 13], &[140, 13]).heads(4, 4),
+            Case::causal(&[300, 20]).heads(4, 2).prefix(&[0..5, 2..40]),
+        ];
+        for case in cases.map(case) {
+            let inputs = case.inputs();
+            let weighting = random(inputs[0].rows(), inputs[0].cols(), 99);
+            let pass = |workspace: &Workspace| {
+                let parameters = inputs.clone().map(|input| Parameter::new("input", input));
+                let mut tape = Tape::training(workspace, Seed(5));
+                let vars: [Var; 5] = std::array::from_fn(|input| tape.parameter(&parameters[input]));
+                let output = case.run(&mut tape, &vars);
+                let mut values = vec![output.value().clone()];
+                let mut gradients = Gradients::new(workspace);
+                tape.backward(output, weighting.clone(), &mut gradients);
+                values.extend(parameters.iter().filter_map(|parameter| gradients.get(parameter.id()).cloned()));
+                values
+            };
+            let expected = pass(&Workspace::new());
+            for kernels in
+                [Kernels::amx(), Kernels::avx512_bf16(), Some(Kernels::bf16_in_float32())].into_iter().flatten()
+            {
+                for (which, (found, expected)) in
+                    pass(&Workspace::with_kernels(kernels)).iter().zip(&expected).enumerate()
+                {
+                    let largest = expected.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                    let pairs = found.data().iter().zip(expected.data());
+                    let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+                    assert!(worst <= 0.03 * largest, "{kernels:?}, {which}: {worst} of {largest}: {case:?}");
+                }
+            }
+        }
     }
 
     #[test]

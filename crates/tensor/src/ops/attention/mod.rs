@@ -115,8 +115,7 @@ impl Tape {
             return self.constant(output);
         }
         let differentiates_bias = bias.as_ref().is_some_and(|bias| bias.node.is_some());
-        // Tiles know of no mask.
-        let tiled = !differentiates_bias && dropout.is_none() && tiled::pays(self.workspace(), query_segments);
+        let tiled = !differentiates_bias && tiled::pays(self.workspace(), query_segments, dropout.is_some());
         let attend = if tiled { tiled::attend } else { attend };
         let (output, lse) = attend(self.workspace(), options, query.value(), query_segments, &sequences);
         let output = Arc::new(output);

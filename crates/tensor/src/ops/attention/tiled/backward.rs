@@ -3,12 +3,13 @@
 use std::f32::consts::LOG2_E;
 
 use super::softmax::{Rows, Scores, Weighted, differentiate as differentiate_rows};
-use super::{By, KEYS, KeyBlock, PackedSide, QueryBlock, add_bias, head_views, padded};
+use super::{By, KEYS, KeyBlock, PackedSide, QueryBlock, add_bias, dropped, head_views, padded, row_masks};
 use crate::Workspace;
 use crate::kernels::View;
 use crate::kernels::bf16::{DEPTH, PackedColumns, Padded, Stack};
 use crate::ops::attention::scores::dot;
 use crate::ops::attention::{Attention, Sequence};
+use crate::random::RowMask;
 use crate::workspace::Buffer;
 
 /// One sequence and one head of keys and values; all heads of the sequence's queries, outputs, output gradients and
@@ -115,6 +116,7 @@ struct Operands {
     gradients_turned: Stack,
     lse: Vec<f32>,
     delta: Vec<f32>,
+    masks: Vec<RowMask>,
     scores: Buffer,
     dp: Buffer,
     weights: PackedColumns,
@@ -175,6 +177,7 @@ impl Pass<'_> {
             gradients_turned,
             lse,
             delta,
+            masks: row_masks(options, inputs.sequence.dropout, &block, inputs.kv_head),
             scores: workspace.take(rows * width),
             dp: workspace.take(rows * width),
             weights: PackedColumns::with_room(workspace, rows, width),
@@ -210,7 +213,8 @@ impl Pass<'_> {
             gradients: operands.score_gradients.tiles_mut(),
             gradient_rows: operands.score_gradient_rows.tiles_mut(),
         };
-        let scores = Scores { data: &operands.scores, stride: width, visible: &visible };
+        let dropped = dropped(self.inputs.sequence.dropout, &operands.masks, &block, keys);
+        let scores = Scores { data: &operands.scores, stride: width, visible: &visible, dropped };
         let row_values = Rows { lse: &operands.lse, delta: &operands.delta };
         differentiate_rows(&scores, &operands.dp, &row_values, count, out);
 

@@ -6,10 +6,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::softmax::{Running, Scores, accumulate};
-use super::{By, KEYS, PackedSide, QueryBlock, add_bias, head_views, padded};
+use super::{By, KEYS, PackedSide, QueryBlock, add_bias, dropped, head_views, padded, row_masks};
 use crate::kernels::bf16::{DEPTH, Padded, Stack};
 use crate::ops::attention::backward::column_blocks;
-use crate::ops::attention::{Attention, Bias, Sequence};
+use crate::ops::attention::{Attention, Bias, Mask, Sequence};
 use crate::{Matrix, Segments, Workspace};
 
 /// The output, shaped as `query`, and the log-sum-exp of each query's scores, `[query tokens, heads]`.
@@ -40,6 +40,7 @@ pub(in crate::ops::attention) fn attend(
                 block: QueryBlock { position: first.saturating_add_unsigned(start), queries, counts },
                 kv_head,
                 bias: sequences[sequence].bias,
+                dropout: sequences[sequence].dropout,
                 query: &query.data()[(range.start + start) * query.cols()..],
                 keys: &keys[number],
                 values: &values[number],
@@ -56,6 +57,7 @@ struct Task<'a> {
     block: QueryBlock,
     kv_head: usize,
     bias: Option<Bias<'a>>,
+    dropout: Option<Mask>,
     /// All heads, from the block's first query on.
     query: &'a [f32],
     keys: &'a PackedSide,
@@ -83,6 +85,7 @@ impl Task<'_> {
         output.fill(0.0);
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
+        let masks = row_masks(options, self.dropout, &block, kv_head);
         let mut visible = Vec::with_capacity(rows);
         for keys in &blocks {
             visible.clear();
@@ -95,16 +98,18 @@ impl Task<'_> {
             weights.reshape(rows, keys.keys.len());
             let depth = keys.keys.len().div_ceil(DEPTH);
             let running = Running { max: &mut max, sum: &mut sum, output: &mut output };
-            let scores = Scores { data: &scores, stride: width, visible: &visible };
+            let dropped = dropped(self.dropout, &masks, &block, keys);
+            let scores = Scores { data: &scores, stride: width, visible: &visible, dropped };
             accumulate(&scores, running, weights.tiles_mut(), depth);
             let target = Padded { data: &mut output, stride: features };
             unit.stacked(target, true, &weights, &self.values.parts[keys.part], 0..head_dim, keys.keys.clone());
         }
+        let scale = self.dropout.map_or(1.0, |mask| mask.scale());
         for (query, (target, lse)) in self.output.into_iter().zip(self.lse).enumerate() {
             for (member, (target, lse)) in target.chunks_exact_mut(head_dim).zip(lse).enumerate() {
                 let row = member * height + query;
                 // A row that sees no key has the sum 0 and stays 0.
-                let factor = if sum[row] == 0.0 { 0.0 } else { 1.0 / sum[row] };
+                let factor = if sum[row] == 0.0 { 0.0 } else { scale / sum[row] };
                 let values = &output[row * features..][..head_dim];
                 target.iter_mut().zip(values).for_each(|(target, value)| *target = value * factor);
                 *lse = max[row] + sum[row].log2();

@@ -16,19 +16,24 @@ use rayon::prelude::*;
 pub(super) use backward::{Inputs, Sums, differentiate};
 pub(super) use forward::attend;
 
-use super::{Attention, Bias, KeyValueRows, Sequence};
+use super::{Attention, Bias, KeyValueRows, Mask, Sequence};
 use crate::kernels::View;
 use crate::kernels::bf16::{DEPTH, LANES, PackedColumns};
+use crate::random::RowMask;
 use crate::{Precision, Segments, Workspace};
+use softmax::Dropped;
 
 /// Keys whose scores are computed together, a multiple of [`DEPTH`].
 const KEYS: usize = 256;
 /// Rows (queries times the heads that share their keys) that a block should have at most.
 const ROWS: usize = 256;
 
-/// Whether an attention goes through tiles: in bf16, where there are queries to fill them.
-pub(super) fn pays(workspace: &Workspace, segments: &Segments) -> bool {
-    pays_for(workspace, segments.total(), segments.len())
+/// Whether an attention goes through tiles: in bf16, where there are queries to fill them. Masks make short sequences cost
+/// more than what tiles save.
+pub(super) fn pays(workspace: &Workspace, segments: &Segments, drops: bool) -> bool {
+    const FEWEST_MASKED: usize = 64;
+    let long_enough = !drops || segments.total() >= FEWEST_MASKED * segments.len();
+    long_enough && pays_for(workspace, segments.total(), segments.len())
 }
 
 /// The same for so many queries of so many sequences.
@@ -133,6 +138,27 @@ impl QueryBlock {
         let start = seen.start.clamp(keys.start, keys.end) - keys.start;
         start..(seen.end.clamp(keys.start, keys.end) - keys.start).max(start)
     }
+}
+
+/// The masks of a block's rows, one for each of its queries and heads; none without dropout.
+fn row_masks(options: &Attention, dropout: Option<Mask>, queries: &QueryBlock, kv_head: usize) -> Vec<RowMask> {
+    let Some(mask) = dropout else { return Vec::new() };
+    let (group, height) = (options.group(), queries.height());
+    let row = |row: usize| {
+        mask.of_row(queries.position.saturating_add_unsigned(row % height), kv_head * group + row / height)
+    };
+    (0..group * height).map(row).collect()
+}
+
+/// The same for a block of keys.
+fn dropped<'a>(
+    dropout: Option<Mask>,
+    rows: &'a [RowMask],
+    queries: &QueryBlock,
+    keys: &KeyBlock,
+) -> Option<Dropped<'a>> {
+    let before = if keys.part == 0 { 0 } else { queries.counts[0] };
+    dropout.map(|mask| Dropped { rows, first: (before + keys.keys.start) as u32, scale: mask.scale() })
 }
 
 /// Adds the bias to what each row of `scores`, rows `stride` apart, sees of `block`.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::kernels::bf16::{DEPTH, LANES, Tile};
 use crate::kernels::{exp2_rough, vectorised};
+use crate::random::RowMask;
 
 /// bf16 bits of `x` in the upper half of a word, rounded to the nearest, ties away from zero.
 #[inline(always)]
@@ -17,6 +18,18 @@ pub(super) struct Scores<'a> {
     pub(super) data: &'a [f32],
     pub(super) stride: usize,
     pub(super) visible: &'a [Range<usize>],
+    /// Which weights training drops.
+    pub(super) dropped: Option<Dropped<'a>>,
+}
+
+/// Masks of the rows of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Dropped<'a> {
+    pub(super) rows: &'a [RowMask],
+    /// The place of the first column.
+    pub(super) first: u32,
+    /// What the weights that stay are multiplied by.
+    pub(super) scale: f32,
 }
 
 impl<'a> Scores<'a> {
@@ -37,7 +50,8 @@ pub(super) struct Running<'a> {
 }
 
 /// Adds the scores of a block to the running softmax, but for the values: writes the weights `2^(score − max)` to the
-/// row tiles `weights`, `depth` a strip, and scales `output` down where a row's maximum has grown.
+/// row tiles `weights`, `depth` a strip, and scales `output` down where a row's maximum has grown. Dropped weights are
+/// written as zeros, and summed; the others are not yet multiplied.
 pub(super) fn accumulate(scores: &Scores<'_>, running: Running<'_>, weights: &mut [Tile], depth: usize) {
     let head_dim = running.output.len() / running.max.len().max(1);
     vectorised(
@@ -46,14 +60,30 @@ pub(super) fn accumulate(scores: &Scores<'_>, running: Running<'_>, weights: &mu
             let outputs = running.output.chunks_exact_mut(head_dim.max(1));
             let state = running.max.iter_mut().zip(running.sum.iter_mut()).zip(outputs);
             for (row, ((max, sum), output)) in state.enumerate() {
-                let (scores, visible) = (scores.row(row), &scores.visible[row]);
+                let (values, visible) = (scores.row(row), &scores.visible[row]);
                 let before = *max;
-                *max = largest(&scores[visible.clone()], before);
+                *max = largest(&values[visible.clone()], before);
                 // A row that has seen nothing yet has nothing to scale; -∞ minus -∞ would be no number.
                 let shift = if *max == f32::NEG_INFINITY { 0.0 } else { *max };
                 let factor = exp2_rough(before - shift);
                 let tiles = &mut weights[row / LANES * depth..][..depth];
-                *sum = *sum * factor + weigh_row(scores, visible, shift, tiles, row % LANES);
+                let lane = row % LANES;
+                let weights = match scores.dropped {
+                    None => weigh_row(values, visible, shift, tiles, lane, |_| false),
+                    Some(Dropped { rows, first, .. }) => {
+                        let mask = rows[row];
+                        weigh_row(
+                            values,
+                            visible,
+                            shift,
+                            tiles,
+                            lane,
+                            #[inline(always)]
+                            |column| mask.drops(first.wrapping_add(column)),
+                        )
+                    }
+                };
+                *sum = *sum * factor + weights;
                 if factor != 1.0 && before != f32::NEG_INFINITY {
                     output.iter_mut().for_each(|value| *value *= factor);
                 }
@@ -92,9 +122,17 @@ fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Writes a row's weights to lane `lane` of row tiles, zeros where it doesn't see. Returns their sum.
+/// Writes a row's weights to lane `lane` of row tiles, zeros where it doesn't see or `drops` says so of a column. Returns the
+/// sum of all that it sees.
 #[inline(always)]
-fn weigh_row(scores: &[f32], visible: &Range<usize>, shift: f32, tiles: &mut [Tile], lane: usize) -> f32 {
+fn weigh_row(
+    scores: &[f32],
+    visible: &Range<usize>,
+    shift: f32,
+    tiles: &mut [Tile],
+    lane: usize,
+    drops: impl Fn(u32) -> bool,
+) -> f32 {
     let (start, end) = (visible.start as i32, visible.end as i32);
     let mut sums = [0.0f32; DEPTH];
     for (place, (tile, scores)) in tiles.iter_mut().zip(scores.chunks_exact(DEPTH)).enumerate() {
@@ -108,7 +146,8 @@ fn weigh_row(scores: &[f32], visible: &Range<usize>, shift: f32, tiles: &mut [Ti
             for column in 0..DEPTH {
                 let weight = exp2_rough(scores[column] - shift);
                 sums[column] += weight;
-                out[column] = (round(weight) >> 16) as u16;
+                let kept = if drops((first as usize + column) as u32) { 0.0 } else { weight };
+                out[column] = (round(kept) >> 16) as u16;
             }
         } else {
             for column in 0..DEPTH {
@@ -116,7 +155,8 @@ fn weigh_row(scores: &[f32], visible: &Range<usize>, shift: f32, tiles: &mut [Ti
                 let weight = exp2_rough(scores[column] - shift);
                 let weight = if at >= start && at < end { weight } else { 0.0 };
                 sums[column] += weight;
-                out[column] = (round(weight) >> 16) as u16;
+                let kept = if drops(at as u32) { 0.0 } else { weight };
+                out[column] = (round(kept) >> 16) as u16;
             }
         }
     }
@@ -136,7 +176,8 @@ pub(super) struct Rows<'a> {
 }
 
 /// Where a block's weights `P` and score gradients `dS = P∘(dP − delta)` go: as right factors that sum over rows (columns
-/// are keys), and `dS` as the left factor that sums over keys, too.
+/// are keys), and `dS` as the left factor that sums over keys, too. Where weights are dropped, masked `P` and `dP` take their
+/// places, but not that of the outer `P` in `dS`.
 pub(super) struct Weighted<'a> {
     pub(super) weights: &'a mut [Tile],
     pub(super) gradients: &'a mut [Tile],
@@ -148,7 +189,7 @@ pub(super) struct Weighted<'a> {
 pub(super) fn differentiate(scores: &Scores<'_>, dp: &[f32], rows: &Rows<'_>, keys: usize, out: Weighted<'_>) {
     let count = rows.lse.len();
     let (strips, depth, key_tiles) = (keys.div_ceil(LANES), count / DEPTH, keys.div_ceil(DEPTH));
-    let dp = Scores { data: dp, stride: scores.stride, visible: scores.visible };
+    let dp = Scores { data: dp, ..*scores };
     vectorised(
         #[inline(always)]
         || {
@@ -198,13 +239,21 @@ fn weigh_strip(
     let first = (strip * LANES) as i32;
     let (start, end) = (scores.visible[row].start as i32 - first, scores.visible[row].end as i32 - first);
     let (lse, delta) = (rows.lse[row], rows.delta[row]);
+    // What dropout multiplies each weight by.
+    let mut keep = [1.0; LANES];
+    if let Some(Dropped { rows, first, scale }) = scores.dropped {
+        let (mask, first) = (rows[row], first.wrapping_add((strip * LANES) as u32));
+        for (lane, keep) in keep.iter_mut().enumerate() {
+            *keep = if mask.drops(first.wrapping_add(lane as u32)) { 0.0 } else { scale };
+        }
+    }
     let scores = &scores.row(row)[strip * LANES..][..LANES];
     let dp = &dp.row(row)[strip * LANES..][..LANES];
     for lane in 0..LANES {
         let inside = lane as i32 >= start && (lane as i32) < end;
         let weight = exp2_rough(scores[lane] - lse);
-        let gradient = weight * (dp[lane] - delta);
-        weights[lane] = if inside { round(weight) } else { 0 };
+        let gradient = weight * (dp[lane] * keep[lane] - delta);
+        weights[lane] = if inside { round(weight * keep[lane]) } else { 0 };
         gradients[lane] = if inside { round(gradient) } else { 0 };
     }
     (weights, gradients)
