@@ -151,11 +151,11 @@ pub(crate) fn today() -> String {
     jiff::Timestamp::now().to_string().chars().take(10).collect()
 }
 
-/// Builds the program.
+/// Builds the program, with all the rest: alone it would be built with other features, and everything again.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--package", "tunesmith-cli"]).current_dir(repository());
+    build.args(["build", "--release", "--workspace"]).current_dir(repository());
     ensure!(build.status().context("cannot run cargo")?.success(), "the program cannot be built");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
     Ok(target.join("release/tunesmith"))

@@ -49,7 +49,7 @@ pub(crate) enum Command {
     /// Labels, numbers, tags, answers or features for the texts of a file
     #[command(after_help = PREDICT_EXAMPLES)]
     Predict(PredictArgs),
-    /// Write base and adapter as one Hugging Face model folder
+    /// Write base and adapter, or a base alone, as one Hugging Face model folder
     #[command(after_help = MERGE_EXAMPLES)]
     Merge(MergeArgs),
     /// Show a model's modules, an adapter's contents, or where a run stands
@@ -145,6 +145,7 @@ Examples:
   tunesmith merge -m smollm2-135m-instruct -a runs/first -o merged --dtype bf16
   tunesmith merge -a runs/qlora -o merged --load-in-4bit --dtype bf16       merged with the 4-bit base it was trained on
   tunesmith merge -a runs/qlora -o merged --load-in-4bit --requantize       and in 4 bits again
+  tunesmith merge -m model.gguf -o folder                                    a GGUF file as a folder
   tunesmith generate -m merged 'Hello'";
 
 const INSPECT_EXAMPLES: &str = "\

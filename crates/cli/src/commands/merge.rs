@@ -1,4 +1,4 @@
-//! `tunesmith merge`: base and adapter as one Hugging Face model folder.
+//! `tunesmith merge`: base and adapter, or a base alone, as one Hugging Face model folder.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -9,14 +9,14 @@ use tunesmith_tensor::Precision;
 
 use crate::args::{DtypeArg, MergeArgs};
 use crate::base::Base;
-use crate::failure::Misuse;
 use crate::terminal;
 
 pub(crate) fn run(args: &MergeArgs) -> anyhow::Result<()> {
-    let (base, Some(adapter)) = Base::from_args(&args.model, Precision::Float32)? else {
-        return Err(Misuse("there is nothing to merge: give an adapter with --adapter".into()).into());
+    let (base, adapter) = Base::from_args(&args.model, Precision::Float32)?;
+    let weights = match &adapter {
+        Some(built) => base.describe(|description| merged(&built.adapter, description))?,
+        None => Vec::new(),
     };
-    let weights = base.describe(|description| merged(&adapter.adapter, description))?;
     let count = weights.len();
     let mut replaced = BTreeMap::new();
     for merged in weights {
