@@ -17,6 +17,8 @@ use crate::terminal;
 /// Tokens of a prompt, and new ones of a continuation.
 const PROMPT: usize = 64;
 const NEW: usize = 32;
+/// Rows that products are measured with, at most.
+const PRODUCT_ROWS: usize = 1024;
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
@@ -36,8 +38,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     terminal::note("measuring the machine …");
     let peaks = MachinePeaks::measure();
     terminal::note("measuring products …");
-    // Buffers of their own, which are gone before the step's memory is measured.
-    let products = products(base.model(), &Workspace::with_precision(precision), args.batch * args.seq);
+    // Buffers of their own, and few rows: the step's memory is the largest that the process has had.
+    let rows = PRODUCT_ROWS.min(args.batch * args.seq);
+    let products = products(base.model(), &Workspace::with_precision(precision), rows);
     terminal::note("measuring training …");
     let peft = peft(&args.method, args.rank);
     let benchmark = StepBenchmark {
