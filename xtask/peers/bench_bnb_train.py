@@ -7,11 +7,12 @@ Usage:  pip install torch transformers peft bitsandbytes
 NF4 with double quantisation, bf16 arithmetic, LoRA on all linears, gradient checkpointing, AdamW, one text with every
 position labelled. Blocks are alike, so fewer of them say what 32 take. Prints one line of JSON like bench_peft_train.py.
 """
-import argparse, json, resource, time
+import argparse, json
 import bitsandbytes as bnb
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from peft import LoraConfig, get_peft_model
+from training_steps import timed_steps
 
 ap = argparse.ArgumentParser()
 ap.add_argument("--layers", type=int, default=4)
@@ -45,15 +46,5 @@ model.gradient_checkpointing_enable()
 model.enable_input_require_grads()
 opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 ids = torch.randint(3, config.vocab_size - 100, (1, a.seq))
-times = []
-for _ in range(a.steps):
-    start = time.time()
-    model(input_ids=ids, labels=ids).loss.backward()
-    opt.step()
-    opt.zero_grad()
-    times.append(time.time() - start)
-kept = sorted(times[1:])
 print(json.dumps({"peer": "bitsandbytes", "layers": a.layers, "seq": a.seq, "rank": a.rank,
-                  "tokens_per_s": round(a.seq / kept[len(kept) // 2], 2),
-                  "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-                  "steps_s": [round(t, 3) for t in times]}))
+                  **timed_steps(model, opt, ids, a.steps)}))

@@ -36,7 +36,7 @@ pub(crate) struct Kept<'a> {
     expand: Expand,
 }
 
-/// Which quantised weights become floats.
+/// Which quantised weights become floats: in float32 none is fast as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expand {
     All,
@@ -70,7 +70,8 @@ impl<'a> Kept<'a> {
             skip: skip.collect(),
             expand: match options.dequantize {
                 Some(true) => Expand::All,
-                None if expand_small && small => Expand::Slow,
+                None if expand_small && small && precision == Precision::Bf16 => Expand::Slow,
+                None if expand_small && small => Expand::All,
                 _ => Expand::None,
             },
             source,
@@ -128,9 +129,7 @@ impl WeightSource for Kept<'_> {
         if self.expand == Expand::All {
             return Ok(None);
         }
-        let fast_enough = |weight: &FrozenWeight| {
-            self.expand == Expand::None || (self.precision == Precision::Bf16 && weight.unpacks_fast())
-        };
+        let fast_enough = |weight: &FrozenWeight| self.expand == Expand::None || weight.unpacks_fast();
         let quantize_again = self.four_bit.is_some() && self.is_quantized(name);
         let weight = self.source.encoded(name)?.filter(fast_enough);
         Ok(weight.filter(|weight| !quantize_again || weight.as_four_bit().is_some()))

@@ -172,3 +172,32 @@ impl StepBenchmark {
         Batch { targets: Targets::Classes(examples.iter().map(|_| stream.below(classes) as u32).collect()), ..batch }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+    use tunesmith_models::load_model;
+    use tunesmith_tensor::Tape;
+
+    use super::*;
+
+    /// One step of 1e-4 from adapters that change nothing: the loss is still nearly that of the base alone.
+    #[test]
+    fn steps_are_over_tokens_of_language_models_and_over_texts_of_classifiers() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+        let peft = json!({"peft_type": "LORA", "r": 2, "target_modules": "all-linear"});
+        let benchmark = StepBenchmark { adapters: 2, batch: 3, sequence: 7, steps: 2, peft };
+        for (model, labelled) in [("llama", 3 * 6), ("bert", 3)] {
+            let base = load_model(&fixtures.join(model).join("model")).unwrap().model;
+            let workspace = Workspace::new();
+            let batch = benchmark.batch_for(&*base);
+            assert_eq!(batch.labelled(), labelled, "{model}");
+            let alone = batch.loss(&mut Tape::evaluating(&workspace), &*base, None).total / labelled as f64;
+            let measured = benchmark.run(&*base, &workspace).unwrap();
+            assert_eq!((measured.tokens, measured.seconds.len()), (42, 1), "{model}");
+            assert!((measured.loss - alone).abs() < 0.01 * alone, "{model}: {} in place of {alone}", measured.loss);
+        }
+    }
+}
