@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, from_bf16, index, pack, prefetch_tiles, transpose,
+    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, fetch_strips, from_bf16, index, pack, prefetch_tiles,
+    transpose,
 };
 use crate::kernels::{View, ViewMut};
 use crate::{Matrix, Precision, Workspace};
@@ -129,6 +130,10 @@ impl Columns for Forward<'_> {
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, _: &'a mut [Tile]) -> Panel<'a> {
         let stride = self.0.depth();
         Panel { tiles: &self.0.tiles[strips.start * stride + depth.start..], stride }
+    }
+
+    fn fetch(&self, strips: Range<usize>, depth: Range<usize>, part: (usize, usize)) {
+        fetch_strips(&self.0.tiles, self.0.depth(), strips, depth, part);
     }
 }
 

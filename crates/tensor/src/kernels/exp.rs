@@ -44,9 +44,34 @@ pub(crate) fn exp2_rough(x: f32) -> f32 {
     fraction * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
 }
 
+/// `1/x` for `x` in `[2⁻¹²⁰, 2¹²⁰]`, within 1e-5 relative: products and sums, which are several times faster than division
+/// where a loop over them vectorises. For values that are rounded to bf16 next, as in [`exp2_rough`].
+#[inline(always)]
+pub(crate) fn reciprocal_rough(x: f32) -> f32 {
+    // The difference of the bits is the reciprocal within an eighth; one cubic and one quadratic step from there.
+    const MAGIC: u32 = 0x7ef3_11c7;
+    let first = f32::from_bits(MAGIC.wrapping_sub(x.to_bits()));
+    let error = (-x).mul_add(first, 1.0);
+    let second = first.mul_add(error.mul_add(error, error), first);
+    let error = (-x).mul_add(second, 1.0);
+    second.mul_add(error, second)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{exp, exp2_rough};
+    use super::{exp, exp2_rough, reciprocal_rough};
+
+    #[test]
+    fn the_rough_reciprocal_is_near_the_reciprocal() {
+        for exponent in -120..120 {
+            for step in 0..200 {
+                let x = (1.0 + step as f32 / 200.0) * (exponent as f32).exp2();
+                let error = (f64::from(reciprocal_rough(x)) * f64::from(x) - 1.0).abs();
+                assert!(error < 1e-5, "1/{x} is off by {error}");
+            }
+        }
+        assert!(reciprocal_rough(f32::NAN).is_nan());
+    }
 
     #[test]
     fn the_rough_form_is_near_the_power_of_two() {

@@ -25,7 +25,7 @@ use crate::Workspace;
 use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 
 pub(crate) use erf::erf;
-pub(crate) use exp::{exp, exp2_rough};
+pub(crate) use exp::{exp, exp2_rough, reciprocal_rough};
 pub use precision::Precision;
 pub(crate) use prefetch::{prefetch, prefetch_beyond, prefetch_for_later};
 pub(crate) use vectorised::vectorised;

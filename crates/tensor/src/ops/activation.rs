@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::kernels::{erf, exp, vectorised};
+use crate::kernels::{erf, exp, exp2_rough, reciprocal_rough, vectorised};
 use crate::ops::{for_each_row_block, rows_per_task};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::{Matrix, Tape, Var};
+use crate::{Matrix, Precision, Tape, Var};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,32 @@ pub(crate) trait Function: Copy + Send + Sync + 'static {
     fn value(x: f32) -> f32;
     /// The value and the derivative at `x`.
     fn value_and_slope(x: f32) -> (f32, f32);
+    /// The value within 2e-5 of the larger of itself and 1: for products in bf16, which round it by far more.
+    #[inline(always)]
+    fn rough_value(x: f32) -> f32 {
+        Self::value(x)
+    }
+    /// Both, as near.
+    #[inline(always)]
+    fn rough_value_and_slope(x: f32) -> (f32, f32) {
+        Self::value_and_slope(x)
+    }
+}
+
+/// A function's rough form.
+#[derive(Clone, Copy)]
+pub(crate) struct Rough<F>(PhantomData<F>);
+
+impl<F: Function> Function for Rough<F> {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        F::rough_value(x)
+    }
+
+    #[inline(always)]
+    fn value_and_slope(x: f32) -> (f32, f32) {
+        F::rough_value_and_slope(x)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -69,6 +95,34 @@ impl Function for Gelu {
         let below = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
         (x * below, below + x * INVERSE_ROOT_OF_TAU * exp(-0.5 * x * x))
     }
+
+    #[inline(always)]
+    fn rough_value(x: f32) -> f32 {
+        x * normal_rough(x).0
+    }
+
+    #[inline(always)]
+    fn rough_value_and_slope(x: f32) -> (f32, f32) {
+        let (below, density) = normal_rough(x);
+        (x * below, x.mul_add(density, below))
+    }
+}
+
+/// The normal distribution function and its density, within 1e-5 (Abramowitz and Stegun 1964, 7.1.26).
+#[inline(always)]
+fn normal_rough(x: f32) -> (f32, f32) {
+    const INVERSE_ROOT_OF_TAU: f32 = 0.398_942_3;
+    const P: f32 = 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2;
+    const SERIES: [f32; 4] = [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
+    let size = x.abs();
+    let t = reciprocal_rough(size.mul_add(P, 1.0));
+    let power = exp2_rough(x * x * (-0.5 * std::f32::consts::LOG2_E));
+    let mut series = 1.061_405_4_f32;
+    for coefficient in SERIES {
+        series = series.mul_add(t, coefficient);
+    }
+    let beyond = 0.5 * series * t * power;
+    (if x < 0.0 { beyond } else { 1.0 - beyond }, INVERSE_ROOT_OF_TAU * power)
 }
 
 /// `√(2/π)`.
@@ -87,6 +141,20 @@ impl Function for GeluTanh {
         let below = 0.5 * (1.0 + t);
         (x * below, below + 0.5 * x * (1.0 - t * t) * ROOT * (1.0 + 3.0 * CUBIC * x * x))
     }
+
+    // (1 + tanh y)/2 = σ(2y).
+    #[inline(always)]
+    fn rough_value(x: f32) -> f32 {
+        x * sigmoid_rough(2.0 * ROOT * (CUBIC * x * x).mul_add(x, x))
+    }
+
+    #[inline(always)]
+    fn rough_value_and_slope(x: f32) -> (f32, f32) {
+        let square = x * x;
+        let below = sigmoid_rough(2.0 * ROOT * (CUBIC * square).mul_add(x, x));
+        let slope = 2.0 * ROOT * (3.0 * CUBIC).mul_add(square, 1.0);
+        (x * below, (x * below * (1.0 - below)).mul_add(slope, below))
+    }
 }
 
 impl Function for Silu {
@@ -99,6 +167,17 @@ impl Function for Silu {
     fn value_and_slope(x: f32) -> (f32, f32) {
         let sigma = sigmoid(x);
         (x * sigma, sigma * (1.0 + x * (1.0 - sigma)))
+    }
+
+    #[inline(always)]
+    fn rough_value(x: f32) -> f32 {
+        x * sigmoid_rough(x)
+    }
+
+    #[inline(always)]
+    fn rough_value_and_slope(x: f32) -> (f32, f32) {
+        let sigma = sigmoid_rough(x);
+        (x * sigma, sigma * x.mul_add(1.0 - sigma, 1.0))
     }
 }
 
@@ -133,6 +212,15 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Within 1e-5 relative for `x` from -80 on, and then at most 2⁻¹¹⁵.
+#[inline(always)]
+fn sigmoid_rough(x: f32) -> f32 {
+    const FARTHEST: f32 = 115.0;
+    let power = x * -std::f32::consts::LOG2_E;
+    let power = if power > FARTHEST { FARTHEST } else { power };
+    reciprocal_rough(1.0 + exp2_rough(power))
+}
+
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     // Beyond ±9.1 the result rounds to ±1; the bound keeps the exponential finite. NaN passes through `clamp`.
@@ -148,6 +236,13 @@ impl Tape {
 }
 
 fn activate<F: Function>(tape: &mut Tape, x: &Var) -> Var {
+    match tape.workspace().kernels().precision() {
+        Precision::Float32 => activate_by::<F>(tape, x),
+        Precision::Bf16 => activate_by::<Rough<F>>(tape, x),
+    }
+}
+
+fn activate_by<F: Function>(tape: &mut Tape, x: &Var) -> Var {
     let cols = x.cols();
     let mut y = Matrix::uninitialised(tape.workspace(), x.rows(), cols);
     for_each_row_block(
@@ -227,6 +322,28 @@ mod tests {
                 let error = (f64::from(*y) - exact).abs();
                 assert!(error < 1e-6 * exact.abs().max(1.0), "{activation:?}({x}) is {y}, not {exact}");
             }
+        }
+    }
+
+    fn rough_forms_are_near<F: Function>() {
+        for step in -6000..=6000 {
+            let x = step as f32 / 100.0;
+            let ((value, slope), (rough, rough_slope)) = (F::value_and_slope(x), F::rough_value_and_slope(x));
+            assert_eq!(rough, F::rough_value(x), "at {x}");
+            for (exact, rough) in [(value, rough), (slope, rough_slope)] {
+                let error = (exact - rough).abs();
+                assert!(error <= 2e-5 * exact.abs().max(1.0), "{exact} at {x}, not {rough}");
+            }
+        }
+        assert!(F::rough_value(f32::NAN).is_nan(), "NaN is not hidden");
+        let (low, high) = (F::rough_value(-1e4), F::rough_value(1e4));
+        assert!((low - F::value(-1e4)).abs() < 1e-20 && high == F::value(1e4), "{low}, {high}");
+    }
+
+    #[test]
+    fn rough_forms_are_near_their_functions() {
+        for activation in ALL {
+            with_function!(activation, rough_forms_are_near());
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::kernels::bf16::feed_forward::{Gating, Kept, Parts, backward, forward};
 use crate::kernels::{View, ViewMut, vectorised};
-use crate::ops::activation::{Function, with_function};
+use crate::ops::activation::{Function, Rough, with_function};
 use crate::ops::updated_linear::{Linear, UpdatedLinear};
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Activation, FrozenWeight, Matrix, Precision, Tape, Var};
@@ -103,9 +103,9 @@ fn gating(activation: Activation, has_gate: bool) -> Gating {
 
 fn gating_of<F: Function>(has_gate: bool) -> Gating {
     if has_gate {
-        Gating { forward: gate_forward::<F>, backward: gate_backward::<F> }
+        Gating { forward: gate_forward::<Rough<F>>, backward: gate_backward::<Rough<F>> }
     } else {
-        Gating { forward: plain_forward::<F>, backward: plain_backward::<F> }
+        Gating { forward: plain_forward::<Rough<F>>, backward: plain_backward::<Rough<F>> }
     }
 }
 

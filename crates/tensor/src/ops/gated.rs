@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::kernels::vectorised;
-use crate::ops::activation::{Function, with_function};
+use crate::ops::activation::{Function, Rough, with_function};
 use crate::ops::{for_each_row_block, rows_per_task};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::{Activation, Matrix, Tape, Var};
+use crate::{Activation, Matrix, Precision, Tape, Var};
 
 impl Tape {
     /// `activation(gate)·up`, value by value; all `[tokens, features]`.
@@ -24,6 +24,13 @@ impl Tape {
 }
 
 fn gated<F: Function>(tape: &mut Tape, gate: &Var, up: &Var) -> Var {
+    match tape.workspace().kernels().precision() {
+        Precision::Float32 => gated_by::<F>(tape, gate, up),
+        Precision::Bf16 => gated_by::<Rough<F>>(tape, gate, up),
+    }
+}
+
+fn gated_by<F: Function>(tape: &mut Tape, gate: &Var, up: &Var) -> Var {
     let cols = gate.cols();
     let mut y = Matrix::uninitialised(tape.workspace(), gate.rows(), cols);
     for_each_row_block(

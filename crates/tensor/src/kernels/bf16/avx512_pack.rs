@@ -26,10 +26,11 @@ pub(super) unsafe fn pack(corner: Corner<'_>, order: Order, tile: &mut Tile) {
 }
 
 /// See [`super::pack::pack_strip`]: `lanes` rows of floats, `stride` apart from `first` on, of which `depth` become tiles
-/// in rows order. Row by row, because that is how memory is read ahead.
+/// in rows order. Row by row, because that is how memory is read ahead. Where they are to be written past the caches, other
+/// threads see them after a fence.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
-pub(super) unsafe fn rows(
+pub(super) unsafe fn rows<const PAST_CACHES: bool>(
     first: *const f32,
     lanes: usize,
     stride: usize,
@@ -63,7 +64,8 @@ pub(super) unsafe fn rows(
                     )
                 };
                 let values = convert(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale));
-                _mm512_store_si512(tile.0.as_mut_ptr().add(line).cast(), values);
+                let out = tile.0.as_mut_ptr().add(line).cast();
+                if PAST_CACHES { _mm512_stream_si512(out, values) } else { _mm512_store_si512(out, values) }
             }
         }
     }

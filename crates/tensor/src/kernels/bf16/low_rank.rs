@@ -98,7 +98,7 @@ impl LowRankFactors {
         let panel = self.inner.panel(0..strips, depth.clone(), &mut []);
         for strip in 0..strips {
             let b = [panel.strip(strip, depth.len())];
-            columns(unit, &target, a, b, strip, None, accumulate, [&[]; 2]);
+            columns(unit, &target, a, b, strip, None, accumulate, None);
         }
     }
 

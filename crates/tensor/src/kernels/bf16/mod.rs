@@ -34,7 +34,7 @@ pub(crate) use amx::TileUnit;
 pub(crate) use avx512_pack::{Vectors, convert, mask, store, transposed};
 pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
 pub(crate) use low_rank::{LowRank, LowRankFactors};
-pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner};
+pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner, fetch_strips};
 pub(crate) use pack::{Order, index, pack, prefetch_tiles, transpose};
 pub(crate) use product::Product;
 pub(crate) use rows::Part;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pack::{Corner, Order, pack};
+use super::pack::{Corner, Order, pack, prefetch_part};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Workspace;
 use crate::kernels::View;
@@ -31,6 +31,31 @@ pub(crate) trait Columns: Sync {
     /// The tiles, in pairs order, of `strips` (of 16 columns; those past the last column are zero or absent) by `depth`
     /// (of 32 places; a range that exists). `scratch` holds `strips.len() · depth.len()` tiles and may be written to.
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a>;
+
+    /// Fetches part `part.0` of `part.1` equal ones of what [`panel`](Self::panel) reads into the second-level cache.
+    /// Nothing where unpacking takes longer than reading.
+    fn fetch(&self, _strips: Range<usize>, _depth: Range<usize>, _part: (usize, usize)) {}
+}
+
+/// A panel that comes next: what it reads is fetched while another one is multiplied, because it comes from far away.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    columns: &'a dyn Columns,
+    strips: (usize, usize),
+    depth: (usize, usize),
+}
+
+impl<'a> Ahead<'a> {
+    /// The two strips from `strip` on, of those that exist.
+    pub(crate) fn new(columns: &'a dyn Columns, strip: usize, depth: &Range<usize>) -> Option<Self> {
+        let end = columns.cols().div_ceil(LANES).min(strip + 2);
+        (strip < end).then_some(Self { columns, strips: (strip, end), depth: (depth.start, depth.end) })
+    }
+
+    /// Fetches a part of it.
+    pub(crate) fn fetch(&self, part: (usize, usize)) {
+        self.columns.fetch(self.strips.0..self.strips.1, self.depth.0..self.depth.1, part);
+    }
 }
 
 /// Strips of tiles along the inner dimension, `stride` tiles apart.
@@ -43,11 +68,6 @@ pub(crate) struct Panel<'a> {
 impl<'a> Panel<'a> {
     pub(crate) fn strip(&self, strip: usize, depth: usize) -> &'a [Tile] {
         &self.tiles[strip * self.stride..strip * self.stride + depth]
-    }
-
-    /// Two strips from `strip` on, of what exists.
-    pub(crate) fn ahead(&self, strip: usize, depth: usize) -> [&'a [Tile]; 2] {
-        [strip, strip + 1].map(|strip| self.tiles.get(strip * self.stride..strip * self.stride + depth).unwrap_or(&[]))
     }
 }
 
@@ -104,6 +124,26 @@ impl Columns for PackedColumns {
         let stride = self.depth.div_ceil(DEPTH);
         Panel { tiles: &self.tiles[strips.start * stride + depth.start..], stride }
     }
+
+    fn fetch(&self, strips: Range<usize>, depth: Range<usize>, part: (usize, usize)) {
+        fetch_strips(&self.tiles, self.depth.div_ceil(DEPTH), strips, depth, part);
+    }
+}
+
+/// Fetches a part of the tiles `depth` of `strips`, which lie `stride` tiles apart.
+pub(crate) fn fetch_strips(
+    tiles: &[Tile],
+    stride: usize,
+    strips: Range<usize>,
+    depth: Range<usize>,
+    part: (usize, usize),
+) {
+    let count = strips.len() * depth.len();
+    prefetch_part(
+        count,
+        |place| &tiles[(strips.start + place / depth.len()) * stride + depth.start + place % depth.len()],
+        part,
+    );
 }
 
 /// A right factor in float32, packed panel by panel.

@@ -73,7 +73,7 @@ pub(crate) fn pack_strip(
         // SAFETY: the processor has the instructions; the strip lies in its data.
         unsafe {
             let first = matrix.data.as_ptr().add(lanes.start * matrix.row_stride);
-            super::avx512_pack::rows(first, lanes.len(), matrix.row_stride, start..end, scale, tiles);
+            super::avx512_pack::rows::<false>(first, lanes.len(), matrix.row_stride, start..end, scale, tiles);
         }
         return;
     }
@@ -88,6 +88,46 @@ pub(crate) fn pack_strip(
             scale,
         };
         pack(corner, order, tile);
+    }
+}
+
+/// Fills `tiles`, in rows order, with 16 rows of floats, as many a row as the tiles hold, past the caches: for tiles that are
+/// read much later. They may be read once the [`Written`] is gone.
+///
+/// # Panics
+/// If there are not as many values.
+pub(crate) fn keep_strip(values: &[f32], tiles: &mut [Tile], _: &Written) {
+    let width = tiles.len() * DEPTH;
+    assert_eq!(values.len(), LANES * width, "a strip has 16 rows");
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions; the strip is as large as its tiles.
+        unsafe {
+            super::avx512_pack::rows::<true>(values.as_ptr(), LANES, width, 0..width, 1.0, tiles);
+        }
+        return;
+    }
+    pack_strip(View::rows_of(values, LANES, width, width), 0..LANES, 0, 1.0, Order::Rows, tiles);
+}
+
+/// What is written past the caches while this lives can be read by every thread that learns of its end.
+pub(crate) struct Written(());
+
+impl Written {
+    pub(crate) fn begin() -> Self {
+        Self(())
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 processor has the instruction; it orders stores and touches no memory.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        }
     }
 }
 
@@ -150,13 +190,18 @@ pub(crate) fn prefetch_tiles(tiles: &[Tile], first: usize, stride: usize) {
     }
 }
 
-/// Fetches the part of `tiles` that falls to two of `strips` strips of rows, from `strip` on, into the second-level cache.
+/// Fetches part `part` of `parts` equal ones of `count` tiles into the second-level cache.
 #[inline]
-pub(crate) fn prefetch_part(tiles: &[Tile], (strip, strips): (usize, usize)) {
+pub(crate) fn prefetch_part<'a>(count: usize, tile: impl Fn(usize) -> &'a Tile, (part, parts): (usize, usize)) {
     const LINE: usize = DEPTH * size_of::<u16>();
-    let lines = size_of_val(tiles) / LINE;
-    let (start, end) = (lines * strip / strips, lines * (strip + 2).min(strips) / strips);
-    prefetch_for_later(tiles, start * LINE..end * LINE);
+    let lines = count * LANES;
+    let (mut line, end) = (lines * part / parts, lines * (part + 1) / parts);
+    while line < end {
+        let (place, first) = (line / LANES, line % LANES);
+        let last = LANES.min(first + end - line);
+        prefetch_for_later(&tile(place).0, first * LINE..last * LINE);
+        line += last - first;
+    }
 }
 
 #[cfg(test)]
@@ -189,6 +234,16 @@ mod tests {
             let expected = if col < DEPTH { from_bf16(to_bf16(matrix.row(row)[col])) } else { 7.0 };
             assert_eq!(*value, expected, "{row} {col}");
         }
+    }
+
+    #[test]
+    fn keeps_what_packing_makes() {
+        let matrix = random(LANES, 3 * DEPTH, 0);
+        let mut packed = vec![Tile::ZERO; 3];
+        pack_strip(View::of(&matrix), 0..LANES, 0, 1.0, Order::Rows, &mut packed);
+        let mut kept = vec![Tile([7; VALUES]); 3];
+        keep_strip(matrix.data(), &mut kept, &Written::begin());
+        assert_eq!(kept, packed);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::Unit;
 use super::low_rank::{LowRank, LowRankFactors, Second};
-use super::operand::Columns;
-use super::pack::{Order, pack_strip, prefetch_part};
+use super::operand::{Ahead, Columns};
+use super::pack::{Order, pack_strip};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{Parallelism, View, ViewMut};
 
@@ -70,7 +70,7 @@ fn stretch(tiles: usize, at_once: usize) -> usize {
 /// Tiles of the inner dimension, of `tiles`, that blocks of `rows` strips of rows take in one pass: strips this deep of two
 /// of the columns and two of the rows stay in the first-level cache together.
 fn pass(tiles: usize, rows: usize) -> usize {
-    const DEEPEST: usize = 9;
+    const DEEPEST: usize = 12;
     if rows <= 2 { tiles.max(1) } else { tiles.div_ceil(tiles.div_ceil(DEEPEST).max(1)).max(1) }
 }
 
@@ -80,14 +80,13 @@ fn task_size(row_strips: usize, b: &dyn Columns) -> (usize, usize) {
     let (column_strips, depth) = (b.cols().div_ceil(LANES), b.depth().div_ceil(DEPTH));
     let at_once = b.strips_at_once();
     const MANY_ROWS: usize = 8;
-    const MOST_ROWS: usize = 16;
+    const MOST_ROWS: usize = 32;
     /// Tiles of packed rows, which leave half of the second-level cache to the rest.
     const MOST_TILES: usize = 768;
     const FEWEST_COLUMNS: usize = 8;
     if row_strips >= MANY_ROWS {
         // Where columns are unpacked, more rows share that work.
-        let most =
-            if b.is_packed() { MOST_ROWS } else { (MOST_TILES / stretch(depth, at_once)).clamp(8, 2 * MOST_ROWS) };
+        let most = if b.is_packed() { MOST_ROWS } else { (MOST_TILES / stretch(depth, at_once)).clamp(8, MOST_ROWS) };
         (row_strips.div_ceil(2).next_multiple_of(2).min(most / 2 * 2), column_strips)
     } else {
         (row_strips, column_strips.div_ceil(4).max(FEWEST_COLUMNS).next_multiple_of(at_once))
@@ -275,7 +274,7 @@ pub(super) fn panels(
         for pair in strips.clone().step_by(2) {
             let place = pair - start;
             let b0 = panel.strip(place, depth.len());
-            let ahead = if b.is_packed() { panel.ahead(place + 2, depth.len()) } else { [&[][..]; 2] };
+            let ahead = Ahead::new(b, pair + 2, &depth);
             if pair + 1 < strips.end {
                 let b = [b0, panel.strip(place + 1, depth.len())];
                 columns(unit, target, a, b, pair, second, accumulate, ahead);
@@ -286,7 +285,7 @@ pub(super) fn panels(
     }
 }
 
-/// All packed rows by one or two strips of columns; `ahead` are the strips that come next, where they lie in memory.
+/// All packed rows by one or two strips of columns; `ahead` is what comes next.
 #[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
 pub(super) fn columns<const COLS: usize>(
     unit: &impl Block,
@@ -296,7 +295,7 @@ pub(super) fn columns<const COLS: usize>(
     column_strip: usize,
     second: Option<&Second<'_>>,
     accumulate: bool,
-    ahead: [&[Tile]; 2],
+    ahead: Option<Ahead<'_>>,
 ) {
     let second_b = second.map(|second| {
         let depth = second.a.depth;
@@ -305,6 +304,8 @@ pub(super) fn columns<const COLS: usize>(
     });
     let second = second.zip(second_b);
     let step = pass(a.depth, a.strips);
+    let blocks = a.strips.div_ceil(2);
+    let parts = a.depth.max(1).div_ceil(step) * blocks;
     for first in (0..a.depth.max(1)).step_by(step) {
         let depth = first..a.depth.min(first + step);
         let b = b.map(|strip| strip[depth.clone()].as_ptr());
@@ -313,9 +314,8 @@ pub(super) fn columns<const COLS: usize>(
         let mut row = 0;
         while row < a.strips {
             let place = (row, column_strip);
-            for ahead in ahead {
-                // What is multiplied next comes from far away, so it is fetched while this is multiplied.
-                prefetch_part(&ahead[first.min(ahead.len())..depth.end.min(ahead.len())], (row, a.strips));
+            if let Some(ahead) = ahead {
+                ahead.fetch((first / step * blocks + row / 2, parts));
             }
             if row + 1 < a.strips {
                 rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);

@@ -29,7 +29,7 @@ pub(super) struct Sharing {
 }
 
 /// Pieces of a task, at the most.
-pub(super) const MOST_PIECES: usize = 2;
+pub(super) const MOST_PIECES: usize = 4;
 
 impl Sharing {
     pub(super) fn of(rows: usize) -> Self {

@@ -94,10 +94,14 @@ impl Task<'_, '_> {
                 let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
                 let (width, size) = (columns.len(), strips * LANES * columns.len());
                 let [gate, up, inner] = [&mut gate, &mut up, &mut inner].map(|block| &mut block.data_mut()[..size]);
-                for (own, _) in self.sharing.kept(strips, (place, width / DEPTH, tiles)) {
+                let own = |strip: usize| {
+                    let start = first_tile + strip * tiles + place;
+                    start..start + width / DEPTH
+                };
+                for strip in 0..strips {
                     // What the product is multiplied by comes from far away.
                     for kept in kept.gate.iter().chain([&kept.up]) {
-                        let tiles = &kept[first_tile..][own.clone()];
+                        let tiles = &kept[own(strip)];
                         prefetch_for_later(tiles, 0..size_of_val(tiles));
                     }
                 }
@@ -109,20 +113,28 @@ impl Task<'_, '_> {
                 let a = dy.strips();
                 panels(unit, &target, &a, down, block, 0..dy.depth, second.as_ref(), false, &mut scratch);
                 let gate = if kept.gate.is_some() { gate } else { &mut [] };
-                for (own, pieces) in self.sharing.kept(strips, (place, width / DEPTH, tiles)) {
-                    let floats = pieces.start * LANES * width..pieces.end * LANES * width;
+                for strip in 0..strips {
+                    // A strip of the block stays in the first-level cache through all of this.
+                    let floats = strip * LANES * width..(strip + 1) * LANES * width;
+                    let gate = if kept.gate.is_some() { &mut gate[floats.clone()] } else { &mut [] };
+                    let (up, inner) = (&mut up[floats.clone()], &mut inner[floats]);
                     if let Some(kept) = &kept.gate {
-                        unpack(&kept[first_tile..][own.clone()], width, &mut gate[floats.clone()]);
+                        unpack(&kept[own(strip)], gate);
                     }
-                    unpack(&kept.up[first_tile..][own], width, &mut up[floats]);
+                    unpack(&kept.up[own(strip)], up);
+                    (parts.gating.backward)(gate, up, inner);
+                    let packed = strip * (end - start) + place - start..;
+                    for (gradient, tiles) in [(&*gate, &mut dgate.tiles), (&*up, &mut dup.tiles)] {
+                        if !gradient.is_empty() {
+                            fill(&mut tiles[packed.clone()][..width / DEPTH], gradient);
+                        }
+                    }
                 }
-                (parts.gating.backward)(gate, up, inner);
                 let block = |values| View::rows_of(values, strips * LANES, width, width);
                 self.sum_a(DOWN, columns.clone(), middles[DOWN].as_ref(), block(inner));
-                for (site, gradient, packed) in [(GATE, &*gate, &mut dgate), (UP, &*up, &mut dup)] {
+                for (site, gradient) in [(GATE, &*gate), (UP, &*up)] {
                     if !gradient.is_empty() {
                         self.sum_b(site, columns.clone(), block(gradient));
-                        fill(&mut packed.tiles, packed.depth, gradient, width, place - start);
                     }
                 }
             }

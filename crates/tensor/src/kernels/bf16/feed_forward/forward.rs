@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{Kept, Parts, fill, keep};
+use super::{Kept, Parts, fill};
 use crate::kernels::View;
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::low_rank::Second;
+use crate::kernels::bf16::pack::{Written, keep_strip};
 use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -118,6 +119,7 @@ impl Task<'_, '_> {
         let width = parts.down.columns.cols();
         let y = Output { c: self.y.as_mut_ptr(), stride: width, rows: rows.len(), cols: width };
         let y = Target { output: &y, first_row: 0, first_strip: 0 };
+        let written = Written::begin();
         for start in (0..tiles).step_by(chunk) {
             let end = tiles.min(start + chunk);
             let mut inner = Packed::with_room(workspace, strips, end - start);
@@ -131,21 +133,26 @@ impl Task<'_, '_> {
                     block(&mut gate, part, gate_second.as_ref(), &mut scratch);
                 }
                 block(&mut up, &parts.up, up_second.as_ref(), &mut scratch);
-                let size = strips * LANES * columns.len();
-                let gate = if parts.gate.is_some() { &gate.data()[..size] } else { &[] };
-                let up = &mut up.data_mut()[..size];
-                if let Some(kept) = &mut self.kept {
-                    let place = (place, columns.len() / DEPTH, tiles);
-                    for (own, pieces) in self.sharing.kept(strips, place) {
-                        let floats = pieces.start * LANES * columns.len()..pieces.end * LANES * columns.len();
+                let width = columns.len();
+                for strip in 0..strips {
+                    // A strip of the block stays in the first-level cache through all of this.
+                    let floats = strip * LANES * width..(strip + 1) * LANES * width;
+                    let gate = if parts.gate.is_some() { &gate.data()[floats.clone()] } else { &[] };
+                    let up = &mut up.data_mut()[floats];
+                    let tiles_of = |strip_tiles: usize, first: usize| {
+                        let start = strip * strip_tiles + first;
+                        start..start + width / DEPTH
+                    };
+                    if let Some(kept) = &mut self.kept {
+                        let own = tiles_of(tiles, place);
                         if let Some(tiles) = &mut kept.gate {
-                            keep(&gate[floats.clone()], columns.len(), &mut tiles[own.clone()]);
+                            keep_strip(gate, &mut tiles[own.clone()], &written);
                         }
-                        keep(&up[floats], columns.len(), &mut kept.up[own]);
+                        keep_strip(up, &mut kept.up[own], &written);
                     }
+                    (parts.gating.forward)(gate, up);
+                    fill(&mut inner.tiles[tiles_of(end - start, place - start)], up);
                 }
-                (parts.gating.forward)(gate, up);
-                fill(&mut inner.tiles, inner.depth, up, columns.len(), place - start);
             }
             let mut second = None;
             if let Some(middle) = down_middle {

@@ -9,8 +9,6 @@
 mod backward;
 mod forward;
 
-use std::ops::Range;
-
 use super::pack::{Order, pack_strip, unpack as unpack_tile};
 use super::rows::{MOST_PIECES, Part, Sharing};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -51,7 +49,7 @@ impl<'a> Parts<'a> {
 
 /// What the way back needs.
 pub(crate) struct Kept {
-    /// Piece by piece of the rows: for each [`DEPTH`] hidden features the strips, as tiles in rows order.
+    /// Strip by strip of the rows, tiles in rows order.
     gate: Option<TileBuffer>,
     up: TileBuffer,
     /// `x·Aᵀ` `[rows, r]` of gate, up and down, where they have an update.
@@ -59,25 +57,10 @@ pub(crate) struct Kept {
 }
 
 impl Sharing {
-    /// Where the tiles of `columns` tiles of hidden features from `place` on, of `tiles`, are kept for each piece of a task
-    /// of `strips` strips; with the piece's strips.
-    fn kept(
-        &self,
-        strips: usize,
-        (place, columns, tiles): (usize, usize, usize),
-    ) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
-        let piece = self.piece;
-        (0..strips).step_by(piece).map(move |first| {
-            let own = first..strips.min(first + piece);
-            let start = first * tiles + place * own.len();
-            (start..start + columns * own.len(), own)
-        })
-    }
-
     /// Tiles of hidden features that are in the cache at one time, of `tiles`, beside `width` tiles of each row and
     /// `kinds` values of each hidden feature; a multiple of `block`. Depends on the number of rows, not of threads.
     fn chunk(&self, tiles: usize, width: usize, kinds: usize, block: usize) -> usize {
-        const CACHED_TILES: usize = 1100;
+        const CACHED_TILES: usize = 1600;
         const FEWEST: usize = 8;
         let strips = MOST_PIECES * self.piece;
         let most = (CACHED_TILES.saturating_sub(strips * width) / (kinds * strips)).max(FEWEST);
@@ -85,34 +68,16 @@ impl Sharing {
     }
 }
 
-/// Fills tiles of strips of `depth` tiles each, from tile `place` of each on, from a block of values, `width` a row.
-fn fill(tiles: &mut [Tile], depth: usize, block: &[f32], width: usize, place: usize) {
-    let rows = block.len() / width;
-    let view = View::rows_of(block, rows, width, width);
-    for (strip, tiles) in tiles.chunks_exact_mut(depth).enumerate().take(rows / LANES) {
-        let tiles = &mut tiles[place..][..width / DEPTH];
-        pack_strip(view, strip * LANES..(strip + 1) * LANES, 0, 1.0, Order::Rows, tiles);
-    }
+/// Packs the values of a strip of rows, as many a row as `tiles` hold.
+fn fill(tiles: &mut [Tile], values: &[f32]) {
+    let width = tiles.len() * DEPTH;
+    pack_strip(View::rows_of(values, LANES, width, width), 0..LANES, 0, 1.0, Order::Rows, tiles);
 }
 
-/// Writes tiles as floats, `width` a row, to `block`: for each `DEPTH` of its columns the strips of rows one after the
-/// other.
-fn unpack(tiles: &[Tile], width: usize, block: &mut [f32]) {
-    let strips = block.len() / (LANES * width);
-    for (place, column) in tiles.chunks_exact(strips.max(1)).enumerate() {
-        for (tile, rows) in column.iter().zip(block.chunks_exact_mut(LANES * width)) {
-            unpack_tile(tile, &mut rows[place * DEPTH..], width);
-        }
-    }
-}
-
-/// Packs a block of values, `width` a row, as [`unpack`] takes it.
-fn keep(block: &[f32], width: usize, tiles: &mut [Tile]) {
-    let rows = block.len() / width;
-    for (place, column) in tiles.chunks_exact_mut((rows / LANES).max(1)).enumerate() {
-        let view = View::rows_of(&block[place * DEPTH..], rows, DEPTH, width);
-        for (strip, tile) in column.iter_mut().enumerate() {
-            pack_strip(view, strip * LANES..(strip + 1) * LANES, 0, 1.0, Order::Rows, std::slice::from_mut(tile));
-        }
+/// Writes the tiles of a strip of rows as floats.
+fn unpack(tiles: &[Tile], values: &mut [f32]) {
+    let width = tiles.len() * DEPTH;
+    for (place, tile) in tiles.iter().enumerate() {
+        unpack_tile(tile, &mut values[place * DEPTH..], width);
     }
 }
