@@ -175,10 +175,10 @@ fn part_from(
         made_for: config.common().base_model_name_or_path.clone(),
         source: Box::new(source),
     })?;
-    let (values, forgotten) = read_tensors(file, &tensors, &built, model)?;
+    let (values, forgotten) = find_tensors(file, &tensors, &built, model)?;
     for parameter in built.adapter.parameters_mut() {
-        if let Some(values) = values.get(parameter.name()) {
-            parameter.value_mut().data_mut().copy_from_slice(values);
+        if let Some(view) = values.get(parameter.name()) {
+            read_into(view, parameter.value_mut().data_mut());
         }
     }
     if forgotten {
@@ -234,13 +234,14 @@ fn nested_adapters(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The values of every tensor of the adapter, by name; and whether trained biases were never saved.
-fn read_tensors(
+/// Every tensor of the adapter by name, as the file has it, in a type that can be read; and whether trained biases were
+/// never saved.
+fn find_tensors<'a>(
     file: &Path,
-    tensors: &SafeTensors<'_>,
+    tensors: &SafeTensors<'a>,
     built: &BuiltAdapter,
     model: &ModelDescription<'_>,
-) -> Result<(BTreeMap<String, Vec<f32>>, bool), MethodError> {
+) -> Result<(BTreeMap<String, TensorView<'a>>, bool), MethodError> {
     let mut expected: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     let method = built.config.method();
     let stored = built.adapter.stored(0);
@@ -257,8 +258,8 @@ fn read_tensors(
         misshapen: Vec::new(),
         unreadable: Vec::new(),
     };
-    let mut values = BTreeMap::new();
-    let views: BTreeMap<String, TensorView<'_>> = tensors.tensors().into_iter().collect();
+    let mut found = BTreeMap::new();
+    let views: BTreeMap<String, TensorView<'a>> = tensors.tensors().into_iter().collect();
     for (name, view) in &views {
         let Some(shape) = expected.remove(name.as_str()) else {
             if !is_copy_of_rows(name, view, &stored, &views) {
@@ -268,10 +269,10 @@ fn read_tensors(
         };
         if view.shape() != shape {
             let rank_only = method.differs_in_rank_only(name, view.shape(), &shape);
-            let found = view.shape().to_vec();
-            problems.misshapen.push(Misshapen { name: name.clone(), found, expected: shape, rank_only });
-        } else if let Some(read) = float32(view) {
-            values.insert(name.clone(), read);
+            let shapes = (view.shape().to_vec(), shape);
+            problems.misshapen.push(Misshapen { name: name.clone(), found: shapes.0, expected: shapes.1, rank_only });
+        } else if is_readable(view) {
+            found.insert(name.clone(), view.clone());
         } else {
             problems.unreadable.push(format!("{name} ({})", view.dtype()));
         }
@@ -282,7 +283,7 @@ fn read_tensors(
         expected.retain(|name, _| !method.may_be_forgotten(name));
     }
     problems.missing = expected.into_keys().map(str::to_owned).collect();
-    if problems.is_empty() { Ok((values, forgotten)) } else { Err(MethodError::Tensors(Box::new(problems))) }
+    if problems.is_empty() { Ok((found, forgotten)) } else { Err(MethodError::Tensors(Box::new(problems))) }
 }
 
 /// Whether a tensor is the same trained rows of tied embeddings again: PEFT saves them under the name of each.
@@ -326,13 +327,30 @@ fn is_same(view: &TensorView<'_>, frozen: &Matrix) -> bool {
 
 /// The values of a tensor as float32; `None` if it is of a type that adapters are not saved in.
 pub(crate) fn float32(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    let pairs = || data.as_chunks().0.iter().copied();
+    is_readable(view).then(|| {
+        let mut values = vec![0.0; view.shape().iter().product()];
+        read_into(view, &mut values);
+        values
+    })
+}
+
+/// Whether a tensor is of a type that adapters are saved in.
+fn is_readable(view: &TensorView<'_>) -> bool {
+    matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The values of a readable tensor, in `values`, which has as many.
+fn read_into(view: &TensorView<'_>, values: &mut [f32]) {
+    fn each<const N: usize>(data: &[u8], values: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+        let (chunks, _) = data.as_chunks();
+        assert_eq!(chunks.len(), values.len(), "a tensor's shape is its parameter's");
+        values.iter_mut().zip(chunks).for_each(|(target, bytes)| *target = value(*bytes));
+    }
     match view.dtype() {
-        Dtype::F32 => Some(data.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect()),
-        Dtype::F16 => Some(pairs().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect()),
-        Dtype::BF16 => Some(pairs().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect()),
-        _ => None,
+        Dtype::F32 => each(view.data(), values, f32::from_le_bytes),
+        Dtype::F16 => each(view.data(), values, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => each(view.data(), values, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        other => unreachable!("{other} is not a type that adapters are saved in"),
     }
 }
 

@@ -123,12 +123,22 @@ pub enum AdapterError {
 #[derive(Clone, Debug)]
 pub(crate) struct Root(PathBuf);
 
-/// An adapter's bytes and their hash.
+/// An adapter's bytes.
 pub(crate) struct ReadAdapter {
     pub(crate) files: AdapterFiles,
-    /// SHA-256 of all configurations and weights, in hexadecimal digits.
-    pub(crate) generation: String,
     pub(crate) bytes: u64,
+}
+
+impl ReadAdapter {
+    /// SHA-256 of all configurations and weights, in hexadecimal digits.
+    pub(crate) fn generation(&self) -> String {
+        let mut hash = Sha256::new();
+        for bytes in self.files.parts.iter().flat_map(|(config, weights)| [config, weights]) {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 impl Root {
@@ -162,21 +172,17 @@ impl Root {
     /// Reads the adapter in a folder that [`Root::resolve`] gave; `shown` is what messages call it.
     pub(crate) fn read(&self, folder: &Path, shown: &str, limits: &AdapterLimits) -> Result<ReadAdapter, AdapterError> {
         let mut left = limits.file_bytes;
-        let mut hash = Sha256::new();
         let mut parts = Vec::new();
         for (config, weights) in adapter_paths(folder)? {
             let mut read = |path: &Path| {
                 let bytes = self.read_file(path, shown, left, limits)?;
                 left -= bytes.len() as u64;
-                hash.update((bytes.len() as u64).to_le_bytes());
-                hash.update(&bytes);
                 Ok::<_, AdapterError>(bytes)
             };
             parts.push((read(&config)?, read(&weights)?));
         }
-        let generation = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         let files = AdapterFiles { folder: PathBuf::from(shown), parts };
-        Ok(ReadAdapter { files, generation, bytes: limits.file_bytes - left })
+        Ok(ReadAdapter { files, bytes: limits.file_bytes - left })
     }
 
     fn read_file(&self, path: &Path, shown: &str, left: u64, limits: &AdapterLimits) -> Result<Vec<u8>, AdapterError> {
@@ -186,10 +192,12 @@ impl Root {
         }
         let failed = |source| AdapterError::Read { path: shown.to_owned(), source };
         let file = File::open(&canonical).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
             return Err(AdapterError::Missing { path: shown.to_owned() });
         }
-        let mut bytes = Vec::new();
+        // One byte more than there should be, so that the end is seen without more room.
+        let mut bytes = Vec::with_capacity(metadata.len().min(left) as usize + 1);
         file.take(left + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > left {
             return Err(AdapterError::TooLarge { path: shown.to_owned(), limit: limits.file_bytes });
@@ -294,7 +302,7 @@ mod tests {
         fs::write(folder.join("a/adapter_config.json"), "{}").unwrap();
         assert!(matches!(read(&limits), AdapterError::TooLarge { .. }));
         let whole = AdapterLimits { file_bytes: 102, ..limits };
-        let generation = |root: &Root| root.read(&root.resolve("a").unwrap(), "a", &whole).unwrap().generation;
+        let generation = |root: &Root| root.read(&root.resolve("a").unwrap(), "a", &whole).unwrap().generation();
         let first = generation(&root);
         assert_eq!(first.len(), 64);
         fs::write(folder.join("a/adapter_config.json"), "[]").unwrap();

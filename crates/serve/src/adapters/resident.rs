@@ -1,5 +1,6 @@
 //! An adapter in memory.
 
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -32,37 +33,50 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// Makes an adapter of what was read.
+    /// Makes an adapter of what was read. Its hash takes as long as everything else, so it is made beside that.
     pub(crate) fn new(base: &BaseModel, name: &str, read: ReadAdapter, started: Instant) -> Result<Self, AdapterError> {
-        for (config, weights) in &read.files.parts {
-            check_sizes(name, config, weights.len(), base.model().info().hidden_size)?;
-        }
-        let built = base.describe(|description| adapter_from(&read.files, description))?;
-        let BuiltAdapter { mut adapter, config, .. } = built;
-        let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if let Some(tensor) = adapter.parameters().iter().find(|tensor| !is_finite(tensor.value().data())) {
-            return Err(AdapterError::NotFinite { path: name.to_owned(), tensor: tensor.name().to_owned() });
-        }
-        let (method, rank) = (config.peft_type(), rank(&read));
-        let (model, sites) = (base.model(), base.model().sites());
-        adapter.freeze(
-            &base.workspace,
-            |site| {
-                if sites[site.0].kind == SiteKind::Linear { model.base(site) } else { None }
-            },
-        );
-        Ok(Self {
-            name: name.to_owned(),
-            generation: read.generation,
-            method,
-            rank,
-            file_bytes: read.bytes,
-            bytes: adapter.bytes(),
-            load_time: started.elapsed(),
-            loaded: now(),
-            adapter,
+        std::thread::scope(|scope| {
+            let generation = scope.spawn(|| read.generation());
+            let (adapter, method) = ready(base, name, &read)?;
+            let generation = generation.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok(Self {
+                name: name.to_owned(),
+                generation,
+                method,
+                rank: rank(&read),
+                file_bytes: read.bytes,
+                bytes: adapter.bytes(),
+                load_time: started.elapsed(),
+                loaded: now(),
+                adapter,
+            })
         })
     }
+}
+
+/// The tuners, as small as they become, and what their method is called.
+fn ready(base: &BaseModel, name: &str, read: &ReadAdapter) -> Result<(Adapter, String), AdapterError> {
+    for (config, weights) in &read.files.parts {
+        check_sizes(name, config, weights.len(), base.model().info().hidden_size)?;
+    }
+    let built = base.describe(|description| adapter_from(&read.files, description))?;
+    let BuiltAdapter { mut adapter, config, .. } = built;
+    if let Some(tensor) = adapter.parameters().iter().find(|tensor| !is_finite(tensor.value().data())) {
+        return Err(AdapterError::NotFinite { path: name.to_owned(), tensor: tensor.name().to_owned() });
+    }
+    let (model, sites) = (base.model(), base.model().sites());
+    adapter.freeze(
+        &base.workspace,
+        |site| {
+            if sites[site.0].kind == SiteKind::Linear { model.base(site) } else { None }
+        },
+    );
+    Ok((adapter, config.peft_type()))
+}
+
+/// Whether all values are finite. Many are looked at together, for which there are vector instructions.
+fn is_finite(values: &[f32]) -> bool {
+    values.chunks(256).all(|values| values.iter().fold(true, |all, value| all & value.is_finite()))
 }
 
 /// The first rank that the configurations name.
