@@ -39,7 +39,7 @@ pub(crate) struct Attending {
 impl Attending {
     /// Queries, keys and values of `x`.
     pub(crate) fn projections(&self, table: &SiteTable, forward: &mut Forward<'_>, x: &Var) -> [Var; 3] {
-        [self.query, self.key, self.value].map(|site| table.linear(forward, site, x))
+        table.linears(forward, [self.query, self.key, self.value], x)
     }
 
     /// Keys and values of the encoder's outputs.

@@ -345,6 +345,15 @@ impl SiteTable {
         forward.linear(site, self.base(site), x)
     }
 
+    pub(crate) fn linears<const SITES: usize>(
+        &self,
+        forward: &mut Forward<'_>,
+        sites: [SiteId; SITES],
+        x: &Var,
+    ) -> [Var; SITES] {
+        forward.linears(sites.map(|site| self.place(site)), x)
+    }
+
     /// The site with its weight.
     pub(crate) fn place(&self, site: SiteId) -> (SiteId, Base<'_>) {
         (site, self.base(site))

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::ops::attention::ShiftedGroups;
 use crate::parameter::Parameter;
+use crate::shelf::Shelf;
 use crate::site::SiteId;
 use crate::tuner::{AttentionTuner, Base, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
-use crate::{FrozenTuner, Workspace};
+use crate::{FrozenTuner, Precision, Workspace};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
@@ -62,8 +63,13 @@ impl Adapter {
     /// adapters, and each row's result independent of the other rows. `base` gives the frozen weight of the linear at a
     /// site, and `None` for other sites. Nothing can be trained or saved afterwards.
     pub fn freeze<'b>(&mut self, workspace: &Workspace, base: impl Fn(SiteId) -> Option<Base<'b>>) {
+        let values = self.trainable_values();
+        let floats = if workspace.kernels().precision() == Precision::Bf16 { values.div_ceil(2) } else { values };
+        // Factors lie in the order in which a pass reads them; their last vectors may not be full.
+        let mut shelf = Shelf::new(floats + floats / 16);
         for (site, tuner) in &mut self.weights {
-            if let Some(frozen) = base(*site).and_then(|base| FrozenTuner::of(workspace, tuner.as_ref(), base)) {
+            let frozen = base(*site).and_then(|base| FrozenTuner::of(workspace, tuner.as_ref(), base, &mut shelf));
+            if let Some(frozen) = frozen {
                 *tuner = Box::new(frozen);
             }
         }

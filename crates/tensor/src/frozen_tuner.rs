@@ -1,6 +1,7 @@
 //! Tuners of linears for inference: what a trained adapter comes to at a linear once nothing of it changes any more, kept
 //! small and computed row by row, so that a row's result never depends on what else is in the batch.
 
+use crate::shelf::Shelf;
 use crate::thin_update::ThinUpdate;
 use crate::{
     Affine, Base, FrozenWeight, LowRankUpdate, Matrix, Parameter, Precision, Tape, Trainable, Tuned, Var, WeightTuner,
@@ -23,13 +24,18 @@ pub struct FrozenTuner {
 const MOST_VALUES: usize = 4;
 
 impl FrozenTuner {
-    /// What `tuner` does to the linear `base`; `None` where it is no such thing, or would take far more memory than the
+    /// What `tuner` does to the linear `base`, its factors on `shelf`; `None` where it is no such thing, or would take far more memory than the
     /// trained tensors.
-    pub(crate) fn of(workspace: &Workspace, tuner: &dyn WeightTuner, base: Base<'_>) -> Option<Self> {
+    pub(crate) fn of(
+        workspace: &Workspace,
+        tuner: &dyn WeightTuner,
+        base: Base<'_>,
+        shelf: &mut Shelf,
+    ) -> Option<Self> {
         let precision = workspace.kernels().precision();
         let mut tape = Tape::evaluating(workspace);
         if let Some(LowRankUpdate { a, b, scale }) = tuner.low_rank(&mut tape) {
-            let update = ThinUpdate::new(&[(a.value(), b.value(), scale)], precision);
+            let update = ThinUpdate::new(&[(a.value(), b.value(), scale)], precision, shelf);
             return Some(Self { whole: None, update: Some(update), scale: None, bias: None });
         }
         let row = |value: &Var| value.value().to_vec();
@@ -63,7 +69,7 @@ impl FrozenTuner {
                 terms.into_iter().map(|term| (term.input.value().transposed(), term.weight, term.scale)).collect();
             let factors: Vec<(&Matrix, &Matrix, f32)> =
                 factors.iter().map(|(a, b, scale)| (a, b.value(), *scale)).collect();
-            ThinUpdate::new(&factors, precision)
+            ThinUpdate::new(&factors, precision, shelf)
         });
         Some(Self { whole: None, update, scale: affine.scale.as_ref().map(row), bias: affine.bias.as_ref().map(row) })
     }

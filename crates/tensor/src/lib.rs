@@ -19,6 +19,7 @@ mod projection;
 mod quantized;
 mod random;
 mod segments;
+mod shelf;
 mod site;
 mod tape;
 mod thin_update;
@@ -50,6 +51,7 @@ pub use quantized::{
 };
 pub use random::{Seed, Stream};
 pub use segments::Segments;
+pub use shelf::{Shelf, Shelved};
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
 pub use torch_generator::TorchGenerator;

@@ -10,7 +10,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::kernels::bf16::to_bf16;
-use crate::kernels::{prefetch, prefetch_beyond};
+use crate::kernels::{prefetch_for_later, vectorised};
+use crate::shelf::{Plain, Shelf, Shelved};
 use crate::{Matrix, Precision};
 
 /// A low-rank update.
@@ -26,9 +27,9 @@ pub(crate) struct ThinUpdate {
 
 /// Values as the precision keeps them.
 enum Values {
-    Float32(Vec<f32>),
+    Float32(Shelved<f32>),
     /// In pairs.
-    Bf16(Vec<u32>),
+    Bf16(Shelved<u32>),
 }
 
 /// Rows that one task takes.
@@ -45,30 +46,42 @@ struct Task<'a> {
     y: &'a mut [f32],
 }
 
-/// Adds to rows of `y` `[rows, out]` the update of their tuner for the same rows of `x` `[rows, in]`. The ranges of rows
-/// follow one another.
-pub(crate) fn add_updates(y: &mut Matrix, x: &Matrix, updates: &[(Range<usize>, &ThinUpdate)]) {
-    let (input, output) = (x.cols(), y.cols());
-    let mut tasks = Vec::new();
-    let (mut rest, mut at) = (y.data_mut(), 0);
-    for (rows, update) in updates {
-        assert!(update.input == input && update.output == output, "an update is as wide as its linear");
-        let mut start = rows.start;
-        while start < rows.end {
-            let end = rows.end.min(start + TASK_ROWS);
-            let (_, after) = std::mem::take(&mut rest).split_at_mut((start - at) * output);
-            let (own, after) = after.split_at_mut((end - start) * output);
-            (rest, at) = (after, end);
-            tasks.push(Task { update, x: &x.data()[start * input..end * input], y: own });
-            start = end;
+/// What is added to the result of one linear.
+pub(crate) struct Updates<'a> {
+    /// `[rows, out]`.
+    pub(crate) y: &'a mut Matrix,
+    /// For rows that follow one another, their update.
+    pub(crate) updates: Vec<(Range<usize>, &'a ThinUpdate)>,
+}
+
+/// Adds to rows of the results of linears of one input `x` `[rows, in]` the updates of their tuners.
+pub(crate) fn add_updates(linears: Vec<Updates<'_>>, x: &Matrix) {
+    let input = x.cols();
+    let (mut tasks, mut work) = (Vec::new(), 0);
+    for Updates { y, updates } in linears {
+        let output = y.cols();
+        let (mut rest, mut at) = (y.data_mut(), 0);
+        for (rows, update) in updates {
+            assert!(update.input == input && update.output == output, "an update is as wide as its linear");
+            work += rows.len() * update.rank * (input + output);
+            for start in rows.clone().step_by(TASK_ROWS) {
+                let end = rows.end.min(start + TASK_ROWS);
+                let (_, after) = std::mem::take(&mut rest).split_at_mut((start - at) * output);
+                let (own, after) = after.split_at_mut((end - start) * output);
+                (rest, at) = (after, end);
+                let task = Task { update, x: &x.data()[start * input..end * input], y: own };
+                tasks.push((start, task));
+            }
         }
     }
-    let work: usize = updates.iter().map(|(rows, update)| rows.len() * update.rank * (input + output)).sum();
+    // The factors of an adapter for these linears lie one after the other.
+    tasks.sort_by_key(|(start, _)| *start);
+    let mut tasks: Vec<Task<'_>> = tasks.into_iter().map(|(_, task)| task).collect();
     if work < WORTH_THREADS {
         run(&mut tasks);
     } else {
         let piece = tasks.len().div_ceil(PIECES * rayon::current_num_threads());
-        tasks.par_chunks_mut(piece).for_each(run);
+        tasks.par_chunks_mut(piece).with_max_len(1).for_each(run);
     }
 }
 
@@ -89,15 +102,18 @@ const CHUNK: usize = 32;
 const BLOCK: usize = 2 * CHUNK;
 /// Rows of `A` whose sums are in registers together.
 const TOGETHER: usize = 4;
-/// Rows that share what is read of `A` and `B`.
-const SHARING: usize = 2;
+/// Rows that share what is read of `A` and `B`, at the most.
+const SHARING: usize = 4;
 /// Bytes of the factors that are fetched before what is being computed.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 8192;
 
 /// Values of `A` and `B` as they are stored.
-trait Stored: Copy + Sync {
+trait Stored: Plain {
     /// Elements that hold a chunk.
     const ELEMENTS: usize;
+
+    /// Puts a chunk into as many elements as it takes.
+    fn store(chunk: &[f32; CHUNK], elements: &mut [Self]);
 
     /// Vector `number` of the first and of the second half of a chunk.
     fn vectors<S: Simd>(simd: S, chunk: &[Self], number: usize) -> [S::f32s; 2];
@@ -105,6 +121,11 @@ trait Stored: Copy + Sync {
 
 impl Stored for f32 {
     const ELEMENTS: usize = CHUNK;
+
+    #[inline(always)]
+    fn store(chunk: &[f32; CHUNK], elements: &mut [f32]) {
+        elements.copy_from_slice(chunk);
+    }
 
     #[inline(always)]
     fn vectors<S: Simd>(_: S, chunk: &[f32], number: usize) -> [S::f32s; 2] {
@@ -118,6 +139,14 @@ impl Stored for u32 {
     const ELEMENTS: usize = CHUNK / 2;
 
     #[inline(always)]
+    fn store(chunk: &[f32; CHUNK], elements: &mut [u32]) {
+        let (first, second) = chunk.split_at(CHUNK / 2);
+        for ((element, first), second) in elements.iter_mut().zip(first).zip(second) {
+            *element = u32::from(to_bf16(*first)) | u32::from(to_bf16(*second)) << 16;
+        }
+    }
+
+    #[inline(always)]
     fn vectors<S: Simd>(simd: S, chunk: &[u32], number: usize) -> [S::f32s; 2] {
         let (pairs, _) = S::as_simd_u32s(chunk);
         let pair = pairs[number];
@@ -129,37 +158,49 @@ impl Stored for u32 {
 
 impl ThinUpdate {
     /// `Σ scale·(x·Aᵀ)·Bᵀ` over factors `A` `[r, in]`, `B` `[out, r]`.
-    pub(crate) fn new(factors: &[(&Matrix, &Matrix, f32)], precision: Precision) -> Self {
+    pub(crate) fn new(factors: &[(&Matrix, &Matrix, f32)], precision: Precision, shelf: &mut Shelf) -> Self {
         let (input, output) = factors.first().map_or((0, 0), |(a, b, _)| (a.cols(), b.rows()));
         let scales: Vec<f32> = factors.iter().flat_map(|(a, _, scale)| std::iter::repeat_n(*scale, a.rows())).collect();
-        let mut update = Self { rank: scales.len(), input, output, values: Values::Float32(Vec::new()), scales };
-        let mut values = vec![0.0; update.rank * (update.chunks() * CHUNK + update.blocks() * BLOCK)];
-        let mut first = 0;
-        for (a, b, _) in factors {
-            for place in 0..a.rows() {
-                for (col, value) in a.row(place).iter().enumerate() {
-                    values[update.place_in_a(first + place, col)] = *value;
-                }
-            }
-            for col in 0..output {
-                for (place, value) in b.row(col).iter().enumerate() {
-                    values[update.place_in_b(first + place, col)] = *value;
-                }
-            }
-            first += a.rows();
-        }
+        let mut update =
+            Self { rank: scales.len(), input, output, values: Values::Float32(Shelved::default()), scales };
         update.values = match precision {
-            Precision::Float32 => Values::Float32(values),
-            Precision::Bf16 => {
-                let (chunks, _) = values.as_chunks::<CHUNK>();
-                let pair = |chunk: &[f32; CHUNK], lane: usize| {
-                    u32::from(to_bf16(chunk[lane])) | u32::from(to_bf16(chunk[CHUNK / 2 + lane])) << 16
-                };
-                let pairs = chunks.iter().flat_map(|chunk| (0..CHUNK / 2).map(move |lane| pair(chunk, lane)));
-                Values::Bf16(pairs.collect())
-            }
+            Precision::Float32 => Values::Float32(update.arranged(factors, shelf)),
+            Precision::Bf16 => Values::Bf16(update.arranged(factors, shelf)),
         };
         update
+    }
+
+    /// The values of the factors in the order in which they are read.
+    fn arranged<V: Stored>(&self, factors: &[(&Matrix, &Matrix, f32)], shelf: &mut Shelf) -> Shelved<V> {
+        let mut shelved = shelf.take(self.rank * (self.chunks() + 2 * self.blocks()) * V::ELEMENTS);
+        let values: &mut [V] = &mut shelved;
+        vectorised(
+            #[inline(always)]
+            || {
+                let mut put = |place: usize, chunk: &[f32; CHUNK]| {
+                    V::store(chunk, &mut values[place / CHUNK * V::ELEMENTS..][..V::ELEMENTS]);
+                };
+                let mut first = 0;
+                for (a, b, _) in factors {
+                    for place in 0..a.rows() {
+                        for (number, values) in a.row(place).chunks(CHUNK).enumerate() {
+                            let mut chunk = [0.0; CHUNK];
+                            chunk[..values.len()].copy_from_slice(values);
+                            put(self.place_in_a(first + place, number * CHUNK), &chunk);
+                        }
+                        for start in (0..self.output).step_by(CHUNK) {
+                            let mut chunk = [0.0; CHUNK];
+                            for (lane, col) in (start..self.output.min(start + CHUNK)).enumerate() {
+                                chunk[lane] = b.data()[col * b.cols() + place];
+                            }
+                            put(self.place_in_b(first + place, start), &chunk);
+                        }
+                    }
+                    first += a.rows();
+                }
+            },
+        );
+        shelved
     }
 
     /// Bytes in memory.
@@ -213,8 +254,8 @@ impl ThinUpdate {
 
     fn prefetch_first(&self) {
         match &self.values {
-            Values::Float32(values) => prefetch(&values[..values.len().min(AHEAD / size_of::<f32>())]),
-            Values::Bf16(values) => prefetch(&values[..values.len().min(AHEAD / size_of::<u32>())]),
+            Values::Float32(values) => prefetch_for_later(values, 0..AHEAD.min(size_of_val(&values[..]))),
+            Values::Bf16(values) => prefetch_for_later(values, 0..AHEAD.min(size_of_val(&values[..]))),
         }
     }
 
@@ -243,13 +284,13 @@ impl<V: Stored> WithSimd for Addition<'_, V> {
         let mut middle = vec![0.0; SHARING * rank];
         let (mut x, mut y) = (self.x, self.y);
         while !x.is_empty() {
-            let together = if x.len() >= SHARING * input { SHARING } else { 1 };
+            let together = [SHARING, 2].into_iter().find(|rows| x.len() >= rows * input).unwrap_or(1);
             let (those, x_after) = x.split_at(together * input);
             let (target, y_after) = std::mem::take(&mut y).split_at_mut(together * output);
-            if together == SHARING {
-                self.update.rows::<S, V, SHARING>(simd, self.values, those, target, &mut middle);
-            } else {
-                self.update.rows::<S, V, 1>(simd, self.values, those, target, &mut middle);
+            match together {
+                SHARING => self.update.rows::<S, V, SHARING>(simd, self.values, those, target, &mut middle),
+                2 => self.update.rows::<S, V, 2>(simd, self.values, those, target, &mut middle),
+                _ => self.update.rows::<S, V, 1>(simd, self.values, those, target, &mut middle),
             }
             (x, y) = (x_after, y_after);
         }
@@ -315,7 +356,7 @@ impl ThinUpdate {
         let block_elements = RANKS * V::ELEMENTS;
         for chunk in 0..self.chunks() {
             let a = &a[chunk * block_elements..][..block_elements];
-            prefetch_beyond(a, AHEAD);
+            prefetch_for_later(a, AHEAD..AHEAD + size_of_val(a));
             let mut padded = [[0.0; CHUNK]; ROWS];
             if chunk == whole {
                 let left = self.input - chunk * CHUNK;
@@ -369,7 +410,7 @@ impl ThinUpdate {
             }
             for place in 0..self.rank {
                 let b = &b[place * 2 * V::ELEMENTS..][..2 * V::ELEMENTS];
-                prefetch_beyond(b, AHEAD);
+                prefetch_for_later(b, AHEAD..AHEAD + size_of_val(b));
                 let [first, second] = V::vectors(simd, &b[..V::ELEMENTS], number);
                 let [third, fourth] = V::vectors(simd, &b[V::ELEMENTS..], number);
                 for row in 0..ROWS {
@@ -413,7 +454,7 @@ mod tests {
                 }
             }
         }
-        (ThinUpdate::new(&views, precision), delta)
+        (ThinUpdate::new(&views, precision, &mut Shelf::new(1 << 16)), delta)
     }
 
     #[test]
@@ -423,7 +464,7 @@ mod tests {
                 let (update, delta) = update(precision, [(3, 0.5), (2, -1.0)], input, output);
                 let (x, start) = (random(9, input, 3), random(9, output, 4));
                 let mut y = Matrix::from_vec(9, output, start.to_vec());
-                add_updates(&mut y, &x, &[(1..8, &update)]);
+                add_updates(vec![Updates { y: &mut y, updates: vec![(1..8, &update)] }], &x);
                 for row in 0..9 {
                     for col in 0..output {
                         let product: f32 = x.row(row).iter().zip(delta.row(col)).map(|(x, w)| x * w).sum();
@@ -455,13 +496,36 @@ mod tests {
     }
 
     #[test]
+    fn linears_of_one_input_are_the_same_bits_together_as_alone() {
+        for precision in [Precision::Float32, Precision::Bf16] {
+            let (wide, _) = update(precision, [(3, 0.5), (5, 2.0)], 77, 700);
+            let (narrow, _) = update(precision, [(4, 1.5), (1, 1.0)], 77, 9);
+            let x = random(80, 77, 3);
+            let ranges = [(0..3, &wide), (10..70, &wide), (70..71, &wide)];
+            let others = [(5..30, &narrow), (30..80, &narrow)];
+            let (mut first, mut second) = (Matrix::zeros(80, 700), Matrix::zeros(80, 9));
+            let both = vec![
+                Updates { y: &mut first, updates: ranges.to_vec() },
+                Updates { y: &mut second, updates: others.to_vec() },
+            ];
+            add_updates(both, &x);
+            for (together, updates) in [(first, ranges.to_vec()), (second, others.to_vec())] {
+                let mut alone = Matrix::zeros(80, together.cols());
+                add_updates(vec![Updates { y: &mut alone, updates }], &x);
+                assert_eq!(together, alone);
+                assert!(together.row(20).iter().any(|value| *value != 0.0));
+            }
+        }
+    }
+
+    #[test]
     fn a_row_is_the_same_bits_among_any_others() {
         let (first, _) = update(Precision::Bf16, [(3, 0.5), (5, 2.0)], 77, 90);
         let (second, _) = update(Precision::Bf16, [(1, 1.5), (9, 1.0)], 77, 90);
         let x = random(40, 77, 3);
         let run = |ranges: &[(Range<usize>, &ThinUpdate)]| {
             let mut y = Matrix::zeros(40, 90);
-            add_updates(&mut y, &x, ranges);
+            add_updates(vec![Updates { y: &mut y, updates: ranges.to_vec() }], &x);
             y
         };
         let together = run(&[(0..23, &first), (23..40, &second)]);

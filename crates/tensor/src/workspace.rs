@@ -128,12 +128,12 @@ impl Pool {
 }
 
 /// Floats of a cache line, to which buffers are aligned.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 /// Floats of a large page, to which buffers of that size or more are aligned.
 const PAGE: usize = (2 << 20) / size_of::<f32>();
 
 /// Floats that a buffer of `class` floats is aligned to.
-fn alignment(class: usize) -> usize {
+pub(crate) fn alignment(class: usize) -> usize {
     if class >= PAGE { PAGE } else { LINE }
 }
 
@@ -144,7 +144,7 @@ fn class_of(data: &[f32]) -> usize {
 
 /// A new buffer of `class` floats, not touched yet. Its whole large pages are asked for as such: that is one page fault in
 /// place of 512, and rows that lie far apart still share pages.
-fn fresh(class: usize) -> Vec<f32> {
+pub(crate) fn fresh(class: usize) -> Vec<f32> {
     let data = vec![0.0; class + alignment(class)];
     #[cfg(target_os = "linux")]
     if class >= PAGE {

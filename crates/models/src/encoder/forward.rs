@@ -56,9 +56,7 @@ impl Encoder {
             window: None,
             dropout: dropout_of_weights,
         };
-        let query = table.linear(forward, layer.query, &x);
-        let keys = table.linear(forward, layer.key, &x);
-        let values = table.linear(forward, layer.value, &x);
+        let [query, keys, values] = table.linears(forward, [layer.query, layer.key, layer.value], &x);
         let attended = forward.attention(layer.attention, &options, &query, &keys, &values);
         drop((query, keys, values));
         let attended = table.linear(forward, layer.attention_output, &attended);

@@ -29,11 +29,13 @@ impl Forward<'_> {
         if let Some(linears) = self.fused(sites, x.rows()) {
             return self.tape.feed_forward(activation, &x, linears);
         }
-        let mut hidden = self.linear(up.0, up.1, &x);
-        hidden = match gate {
-            None => self.tape.activation(activation, &hidden),
-            Some((site, base)) => {
-                let gate = self.linear(site, base, &x);
+        let hidden = match gate {
+            None => {
+                let hidden = self.linear(up.0, up.1, &x);
+                self.tape.activation(activation, &hidden)
+            }
+            Some(gate) => {
+                let [hidden, gate] = self.linears([up, gate], &x);
                 self.tape.gated(activation, &gate, &hidden)
             }
         };

@@ -7,7 +7,7 @@ use super::Forward;
 use crate::frozen_tuner::FrozenTuner;
 use crate::kernels::{View, ViewMut};
 use crate::ops::for_each_row_block;
-use crate::thin_update::add_updates;
+use crate::thin_update::{Updates, add_updates};
 use crate::tuner::{Affine, Base};
 use crate::{FrozenWeight, Matrix, Segments, SiteId, Var, Workspace};
 
@@ -16,6 +16,16 @@ enum Plan<'a> {
     Nothing,
     Frozen(&'a FrozenTuner),
     Affine(Affine),
+}
+
+/// What happens to rows that follow one another.
+type Plans<'a> = Vec<(Range<usize>, Plan<'a>)>;
+
+/// A linear site, and its result.
+struct Linear<'a, 'b> {
+    base: Base<'a>,
+    plans: Plans<'b>,
+    y: Matrix,
 }
 
 impl Plan<'_> {
@@ -37,21 +47,78 @@ impl Plan<'_> {
     }
 }
 
-impl Forward<'_> {
-    /// A linear site for a choice of rows, as in [`Forward::linear_rows`].
-    pub(super) fn infer_rows(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Var {
-        let tuners = self.weight_tuners(site, segments);
-        match tuners[..] {
-            [(_, None)] => return self.tape.linear(x, base.weight, base.bias),
-            [(_, Some(tuner))] => {
-                if let Some(update) = tuner.low_rank(self.tape) {
-                    return self.tape.linear_low_rank(x, base, &update);
-                }
-            }
-            _ => {}
+impl<'a> Forward<'a> {
+    /// Linear sites of one input for a choice of rows, as in [`Forward::linear_rows`].
+    pub(super) fn infer_rows<const SITES: usize>(
+        &mut self,
+        sites: [(SiteId, Base<'_>); SITES],
+        x: &Var,
+        segments: &Segments,
+    ) -> [Var; SITES] {
+        let is_trainable = |(site, _): &(SiteId, Base<'_>)| {
+            let tuners = self.weight_tuners(*site, segments);
+            matches!(tuners[..], [(_, Some(tuner))] if tuner.frozen().is_none())
+        };
+        if !sites.iter().any(is_trainable) {
+            return self.infer_together(sites, x, segments);
         }
-        let mut plans: Vec<(Range<usize>, Plan<'_>)> = Vec::with_capacity(tuners.len());
-        for (rows, tuner) in tuners {
+        // What a single update that is still trained adds is part of the frozen product.
+        sites.map(|(site, base)| {
+            let tuners = self.weight_tuners(site, segments);
+            if let [(_, Some(tuner))] = tuners[..]
+                && let Some(update) = tuner.low_rank(self.tape)
+            {
+                return self.tape.linear_low_rank(x, base, &update);
+            }
+            let [y] = self.infer_together([(site, base)], x, segments);
+            y
+        })
+    }
+
+    /// The same where the frozen products of all sites are shared out together, and so are their adapters' updates.
+    fn infer_together<const SITES: usize>(
+        &mut self,
+        sites: [(SiteId, Base<'_>); SITES],
+        x: &Var,
+        segments: &Segments,
+    ) -> [Var; SITES] {
+        let workspace = self.tape.workspace().clone();
+        let mut linears = sites.map(|(site, base)| {
+            let plans = self.plans(site, base, x, segments);
+            let y = Matrix::uninitialised(&workspace, x.rows(), base.weight.rows());
+            Linear { base, plans, y }
+        });
+        let rows = x.value();
+        let mut together = Vec::new();
+        for Linear { base, plans, y } in &mut linears {
+            if plans.iter().all(|(_, plan)| plan.is_on_base() && plan.input().is_none()) {
+                together.push((base.weight, y));
+            } else {
+                products(&workspace, base.weight, y, rows, plans);
+            }
+        }
+        FrozenWeight::forward_each(&workspace, together, View::of(rows));
+        let updates = linears.iter_mut().map(|Linear { plans, y, .. }| {
+            let updates = plans.iter().filter_map(|(rows, plan)| match plan {
+                Plan::Frozen(FrozenTuner { update: Some(update), .. }) => Some((rows.clone(), update)),
+                _ => None,
+            });
+            Updates { y, updates: updates.collect() }
+        });
+        add_updates(updates.collect(), rows);
+        linears.map(|Linear { base, plans, mut y }| {
+            let bias = base.bias.map(FrozenWeight::to_matrix);
+            for (rows, plan) in &plans {
+                finish(&workspace, &mut y, rows, plan, bias.as_ref());
+            }
+            self.tape.constant(y)
+        })
+    }
+
+    /// What the adapter of each run of rows does at a site.
+    fn plans(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Plans<'a> {
+        let mut plans = Vec::new();
+        for (rows, tuner) in self.weight_tuners(site, segments) {
             let plan = match tuner {
                 None => Plan::Nothing,
                 Some(tuner) => match tuner.frozen() {
@@ -64,20 +131,7 @@ impl Forward<'_> {
             };
             plans.push((rows, plan));
         }
-        let workspace = self.tape.workspace();
-        let x = x.value();
-        let mut y = Matrix::uninitialised(workspace, x.rows(), base.weight.rows());
-        products(workspace, base.weight, &mut y, x, &plans);
-        let updates = plans.iter().filter_map(|(rows, plan)| match plan {
-            Plan::Frozen(FrozenTuner { update: Some(update), .. }) => Some((rows.clone(), update)),
-            _ => None,
-        });
-        add_updates(&mut y, x, &updates.collect::<Vec<_>>());
-        let bias = base.bias.map(FrozenWeight::to_matrix);
-        for (rows, plan) in &plans {
-            finish(workspace, &mut y, rows, plan, bias.as_ref());
-        }
-        self.tape.constant(y)
+        plans
     }
 }
 

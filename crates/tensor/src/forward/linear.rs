@@ -23,10 +23,20 @@ impl Forward<'_> {
         self.linear_rows(site, base, x, &segments)
     }
 
+    /// Linear sites of one input `x` `[tokens, in]`, each to `[tokens, out]`: what [`Forward::linear`] makes of each.
+    pub fn linears<const SITES: usize>(&mut self, sites: [(SiteId, Base<'_>); SITES], x: &Var) -> [Var; SITES] {
+        if self.tape.is_inferring() {
+            let segments = self.segments.clone();
+            return self.infer_rows(sites, x, &segments);
+        }
+        sites.map(|(site, base)| self.linear(site, base, x))
+    }
+
     /// A linear site for a choice of rows: `segments` says which rows of `x` belong to which sequence.
     pub fn linear_rows(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Var {
         if self.tape.is_inferring() {
-            return self.infer_rows(site, base, x, segments);
+            let [y] = self.infer_rows([(site, base)], x, segments);
+            return y;
         }
         let tuners = self.weight_tuners(site, segments);
         if let Ok(Some(update)) = self.block_update(&tuners) {

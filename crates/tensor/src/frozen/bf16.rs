@@ -13,11 +13,12 @@ use crate::kernels::bf16::{
     transpose,
 };
 use crate::kernels::{View, ViewMut};
+use crate::shelf::Shelved;
 use crate::{Matrix, Precision, Workspace};
 
 /// A weight `[out, in]`: strips of 16 output features, an even number of them, each as tiles along the input features.
 pub(super) struct Bf16 {
-    tiles: Vec<Tile>,
+    tiles: Shelved<Tile>,
     rows: usize,
     cols: usize,
 }
@@ -27,7 +28,7 @@ impl Bf16 {
         let (rows, cols) = weight.shape();
         let depth = cols.div_ceil(DEPTH);
         let strips = rows.div_ceil(2 * LANES) * 2;
-        let mut tiles = vec![Tile::ZERO; strips * depth];
+        let mut tiles: Shelved<Tile> = Shelved::weight(strips * depth);
         let view = View::of(weight);
         tiles.par_chunks_mut(depth.max(1)).enumerate().filter(|(strip, _)| strip * LANES < rows).for_each(
             |(strip, tiles)| {

@@ -163,6 +163,25 @@ impl FrozenWeight {
         self.storage.forward(workspace, y, beta, alpha, x);
     }
 
+    /// `y[tokens, out] ← x[tokens, in]·Wᵀ` for several weights, in one go where all of them have products in bf16.
+    pub(crate) fn forward_each(workspace: &Workspace, weights: Vec<(&Self, &mut Matrix)>, x: View<'_>) {
+        let columns: Option<Vec<_>> = weights.iter().map(|(weight, _)| weight.forward_columns()).collect();
+        match columns.filter(|_| workspace.kernels().precision() == Precision::Bf16) {
+            None => {
+                for (weight, y) in weights {
+                    weight.forward(workspace, ViewMut::of(y), 0.0, 1.0, x);
+                }
+            }
+            Some(columns) => {
+                let products = weights
+                    .into_iter()
+                    .zip(&columns)
+                    .map(|((_, y), b)| (ViewMut::of(y), Product { a: x, scale: 1.0, b: b.as_ref(), low_rank: None }));
+                workspace.kernels().several_in_bf16(products.collect());
+            }
+        }
+    }
+
     /// `Wᵀ` as a right factor in bf16; `None` where the weight has no products in bf16.
     pub(crate) fn forward_columns(&self) -> Option<Box<dyn Columns + '_>> {
         self.storage.forward_columns()

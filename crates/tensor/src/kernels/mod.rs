@@ -8,6 +8,7 @@ mod exp;
 #[cfg(target_arch = "x86_64")]
 mod float32;
 mod gradient;
+mod in_turn;
 mod independent;
 mod plain;
 mod precision;
@@ -26,8 +27,9 @@ use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 
 pub(crate) use erf::erf;
 pub(crate) use exp::{exp, exp2_rough, reciprocal_rough};
+pub(crate) use in_turn::in_turn;
 pub use precision::Precision;
-pub(crate) use prefetch::{prefetch, prefetch_beyond, prefetch_for_later};
+pub(crate) use prefetch::{LINE, prefetch, prefetch_beyond, prefetch_for_later};
 pub(crate) use vectorised::vectorised;
 
 /// `C ← beta·C + Σ alpha·A·B` over strided float32 views.
@@ -188,6 +190,11 @@ impl Kernels {
     /// `C ← beta·C + product` in bf16.
     pub(crate) fn in_bf16(&self, c: ViewMut<'_>, beta: f32, product: Product<'_>) {
         self.unit.product(c, beta, product, Parallelism::Pool);
+    }
+
+    /// `C ← product` for several in bf16, in one go.
+    pub(crate) fn several_in_bf16(&self, products: Vec<(ViewMut<'_>, Product<'_>)>) {
+        self.unit.products(products, Parallelism::Pool);
     }
 
     /// What multiplies bf16 tiles.

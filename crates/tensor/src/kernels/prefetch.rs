@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// A cache line, in bytes.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Fetches `values` into the caches.
 #[inline(always)]

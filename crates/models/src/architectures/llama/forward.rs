@@ -73,9 +73,8 @@ impl Llama {
             window: layer.sliding_window,
             dropout: config.attention_dropout,
         };
-        let mut query = table.linear(forward, layer.q_proj, normed);
-        let mut keys = table.linear(forward, layer.k_proj, normed);
-        let values = table.linear(forward, layer.v_proj, normed);
+        let sites = [layer.q_proj, layer.k_proj, layer.v_proj];
+        let [mut query, mut keys, values] = table.linears(forward, sites, normed);
         if let Some([query_norm, key_norm]) = layer.query_key_norms {
             query = self.norm(forward, query_norm, &query);
             keys = self.norm(forward, key_norm, &keys);

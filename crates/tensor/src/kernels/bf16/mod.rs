@@ -83,11 +83,16 @@ impl Unit {
         }
     }
 
+    /// `C ← product` for several in one go; none has a low rank beside it.
+    pub(crate) fn products(self, products: Vec<(ViewMut<'_>, Product<'_>)>, parallelism: Parallelism) {
+        products.iter().for_each(|(c, product)| check(c, product));
+        let some = products.into_iter().filter(|(c, _)| c.rows > 0 && c.cols > 0);
+        product::products(self, some.collect(), false, parallelism);
+    }
+
     /// `C ← beta·C + product`, `beta` being 0 or 1.
     pub(crate) fn product(self, c: ViewMut<'_>, beta: f32, product: Product<'_>, parallelism: Parallelism) {
-        assert_eq!(product.a.rows, c.rows, "a product's rows are its left factor's");
-        assert_eq!(product.b.cols(), c.cols, "a product's columns are its right factor's");
-        assert_eq!(product.a.cols, product.b.depth(), "a product's factors share their inner size");
+        check(&c, &product);
         if let Some(low_rank) = &product.low_rank {
             let (depth, rank, cols) = low_rank.factors.sizes();
             assert_eq!((low_rank.middle.rows, low_rank.middle.cols), (c.rows, rank), "the middle is [rows, r]");
@@ -97,4 +102,10 @@ impl Unit {
             product::product(self, c, beta != 0.0, product, parallelism);
         }
     }
+}
+
+fn check(c: &ViewMut<'_>, product: &Product<'_>) {
+    assert_eq!(product.a.rows, c.rows, "a product's rows are its left factor's");
+    assert_eq!(product.b.cols(), c.cols, "a product's columns are its right factor's");
+    assert_eq!(product.a.cols, product.b.depth(), "a product's factors share their inner size");
 }

@@ -8,14 +8,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::Unit;
 use super::low_rank::{LowRank, LowRankFactors, Second};
 use super::operand::{Ahead, Columns};
 use super::pack::{Order, pack_strip};
 use super::tile::{DEPTH, LANES, Tile};
-use crate::kernels::{Parallelism, View, ViewMut};
+use crate::kernels::{Parallelism, View, ViewMut, in_turn};
 
 /// Strips of tiles along the inner dimension: `ROWS` of the left factor, `COLS` of the right one, `depth` tiles each.
 #[derive(Clone, Copy)]
@@ -96,21 +94,69 @@ fn task_size(row_strips: usize, b: &dyn Columns) -> (usize, usize) {
 /// Every value of the result is a sum over the inner dimension in one fixed order, whatever the other rows and columns and
 /// however the work is shared.
 pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Product<'_>, parallelism: Parallelism) {
-    let Product { a, scale, b, low_rank } = product;
-    let row_strips = a.rows.div_ceil(LANES);
-    let column_strips = b.cols().div_ceil(LANES);
-    let (row_task, column_task) = task_size(row_strips, b);
-    let (rows, columns) = (row_strips.div_ceil(row_task), column_strips.div_ceil(column_task));
-    let output = Output::new(c);
-    let low_rank = low_rank.map(|low_rank| {
-        let LowRank { factors, middle } = low_rank;
-        SharedLowRank { factors, middle: Output::new(middle) }
-    });
-    let task = |task: usize| {
+    products(unit, vec![(c, product)], accumulate, parallelism);
+}
+
+/// Several products, whose tasks are shared out together.
+pub(super) fn products(
+    unit: Unit,
+    products: Vec<(ViewMut<'_>, Product<'_>)>,
+    accumulate: bool,
+    parallelism: Parallelism,
+) {
+    let wholes: Vec<Whole<'_>> = products.into_iter().map(|(c, product)| Whole::new(c, accumulate, product)).collect();
+    let tasks: usize = wholes.iter().map(Whole::tasks).sum();
+    let task = |mut task: usize| {
+        for whole in &wholes {
+            match task.checked_sub(whole.tasks()) {
+                None => return whole.run(unit, task),
+                Some(after) => task = after,
+            }
+        }
+    };
+    match parallelism {
+        Parallelism::Pool => in_turn(tasks, task),
+        Parallelism::Single => (0..tasks).for_each(task),
+    }
+}
+
+/// A product, and how it is cut.
+struct Whole<'a> {
+    output: Output,
+    accumulate: bool,
+    a: View<'a>,
+    scale: f32,
+    b: &'a dyn Columns,
+    low_rank: Option<SharedLowRank>,
+    /// Strips of rows and of columns.
+    strips: (usize, usize),
+    /// Those of a task.
+    task: (usize, usize),
+}
+
+impl<'a> Whole<'a> {
+    fn new(c: ViewMut<'a>, accumulate: bool, product: Product<'a>) -> Self {
+        let Product { a, scale, b, low_rank } = product;
+        let strips = (a.rows.div_ceil(LANES), b.cols().div_ceil(LANES));
+        let low_rank = low_rank.map(|low_rank| {
+            let LowRank { factors, middle } = low_rank;
+            SharedLowRank { factors, middle: Output::new(middle) }
+        });
+        let task = task_size(strips.0, b);
+        Self { output: Output::new(c), accumulate, a, scale, b, low_rank, strips, task }
+    }
+
+    fn tasks(&self) -> usize {
+        self.strips.0.div_ceil(self.task.0) * self.strips.1.div_ceil(self.task.1)
+    }
+
+    fn run(&self, unit: Unit, task: usize) {
+        let Self { ref output, accumulate, a, scale, b, strips, task: (row_task, column_task), .. } = *self;
+        let columns = strips.1.div_ceil(column_task);
         let (row, column) = (task / columns, task % columns);
-        let rows = row * row_task..row_strips.min((row + 1) * row_task);
-        let columns = column * column_task..column_strips.min((column + 1) * column_task);
-        let task = Task { output: &output, accumulate, a, scale, b, low_rank: low_rank.as_ref(), rows, columns };
+        let rows = row * row_task..strips.0.min((row + 1) * row_task);
+        let columns = column * column_task..strips.1.min((column + 1) * column_task);
+        let task = Task { output, accumulate, a, scale, b, low_rank: self.low_rank.as_ref(), rows, columns };
         match unit {
             #[cfg(target_arch = "x86_64")]
             Unit::Amx => task.run(&super::amx::TileUnit::configure()),
@@ -118,10 +164,6 @@ pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Pro
             Unit::Avx512 => task.run(&super::avx512::VectorUnit::new()),
             Unit::Float32 => task.run(&super::float32::FloatUnit),
         }
-    };
-    match parallelism {
-        Parallelism::Pool if rows * columns > 1 => (0..rows * columns).into_par_iter().for_each(task),
-        _ => (0..rows * columns).for_each(task),
     }
 }
 

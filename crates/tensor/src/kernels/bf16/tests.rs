@@ -203,3 +203,22 @@ fn products_in_float32_see_stored_values_exactly() {
         assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
     }
 }
+
+#[test]
+fn products_of_one_left_factor_are_the_same_bits_together_as_alone() {
+    for kernels in units() {
+        for kernels in [kernels.with_precision(Precision::Bf16), kernels.with_precision(Precision::Float32)] {
+            let workspace = Workspace::with_kernels(kernels);
+            for rows in [0, 1, 31, 40, 300] {
+                let x = random(rows, 70, 0);
+                let weights = [100, 16, 1, 33].map(|out| FrozenWeight::bf16(&random(out, 70, out as u64)));
+                let mut together = weights.each_ref().map(|weight| Matrix::zeros(rows, weight.rows()));
+                let pairs = weights.iter().zip(&mut together).collect();
+                FrozenWeight::forward_each(&workspace, pairs, View::of(&x));
+                for (weight, together) in weights.iter().zip(&together) {
+                    assert_eq!(*together, weight.product(&workspace, &x), "{kernels:?}, {rows} × {}", weight.rows());
+                }
+            }
+        }
+    }
+}

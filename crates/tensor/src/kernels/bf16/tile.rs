@@ -3,6 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::Workspace;
+use crate::shelf::Plain;
 use crate::workspace::Buffer;
 
 /// Rows of the left factor, or columns of the right factor, that a tile spans.
@@ -20,6 +21,10 @@ pub(crate) const VALUES: usize = LANES * DEPTH;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(crate) struct Tile(pub(crate) [u16; VALUES]);
+
+// SAFETY: any bits are values, which lie close together, and tiles are aligned to cache lines.
+#[allow(unsafe_code)]
+unsafe impl Plain for Tile {}
 
 impl Tile {
     pub(crate) const ZERO: Self = Self([0; VALUES]);
