@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::scores::{exponentials, largest};
 use super::{Attention, Bias, KeyValueRows};
+use crate::kernels::{LINE, prefetch_for_later};
 use crate::{Segments, Workspace};
 
 /// Sequences with fewer queries than this in a batch take the way of this file, whatever else is in the batch.
@@ -68,19 +69,70 @@ pub(super) fn attend(
             tasks.push((sequence, &query[range.start * width..range.end * width], own));
         }
     }
-    tasks.into_par_iter().for_each(|(sequence, query, output)| {
-        let count = sequence.own.count(options);
-        let queries = query.len() / width;
-        let columns = sequence.prefix.count(options) + count;
-        let mut scores = workspace.take(options.group() * columns);
-        for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
-            let position = count as isize - queries as isize + number as isize;
-            let parts = parts(options, sequence, position, count);
-            for kv_head in 0..options.kv_heads {
-                head(options, &parts, sequence.bias, (query, output), kv_head, &mut scores);
+    // Sequences of a task follow one another: while one is worked on, the next one's keys and values are fetched.
+    let piece = tasks.len().div_ceil(PIECES * rayon::current_num_threads()).max(1);
+    tasks.par_chunks_mut(piece).with_max_len(1).for_each(|tasks| {
+        let order: Vec<&PagedSequence<'_>> = tasks.iter().map(|(sequence, ..)| *sequence).collect();
+        for (number, (sequence, query, output)) in tasks.iter_mut().enumerate() {
+            let count = sequence.own.count(options);
+            let queries = query.len() / width;
+            let columns = sequence.prefix.count(options) + count;
+            let mut scores = workspace.take(options.group() * columns);
+            let mut next = Fetching::of(order.get(number + 1).copied(), columns * options.heads * queries);
+            for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
+                let position = count as isize - queries as isize + number as isize;
+                let parts = parts(options, sequence, position, count);
+                for kv_head in 0..options.kv_heads {
+                    head(options, &parts, sequence.bias, (query, output), kv_head, (&mut scores, &mut next));
+                }
             }
         }
     });
+}
+
+/// Pieces that the sequences of a thread are cut into, so that threads end together.
+const PIECES: usize = 2;
+
+/// Keys and values on their way into the second-level cache, a little at a time: memory is busy then while something is
+/// computed, and both take as long as the longer of them.
+struct Fetching<'a> {
+    pages: &'a [KeyValueRows<'a>],
+    /// Bytes of the first page's keys, and then of its values, that have been fetched.
+    done: usize,
+    /// Bytes that are left, at the most.
+    left: usize,
+    /// Bytes that are fetched at one time.
+    step: usize,
+}
+
+/// Scores between two times that something is fetched.
+const SCORES: usize = 8;
+
+impl<'a> Fetching<'a> {
+    /// All of a sequence's own pages, while `scores` scores are computed.
+    fn of(sequence: Option<&PagedSequence<'a>>, scores: usize) -> Self {
+        /// Half of a second-level cache.
+        const MOST: usize = 1 << 20;
+        let pages = sequence.map_or(&[][..], |sequence| &sequence.own.pages);
+        let bytes: usize = pages.iter().map(|page| 2 * size_of_val(page.keys)).sum();
+        let left = bytes.min(MOST);
+        Self { pages, done: 0, left, step: (left / (scores / SCORES).max(1)).next_multiple_of(LINE) }
+    }
+
+    /// Fetches the next few lines.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        let Some((page, after)) = self.pages.split_first().filter(|_| self.left > 0) else { return };
+        let keys = size_of_val(page.keys);
+        let (side, start) = if self.done < keys { (page.keys, self.done) } else { (page.values, self.done - keys) };
+        let end = keys.min(start + self.step);
+        prefetch_for_later(side, start..end);
+        self.done += end - start;
+        self.left = self.left.saturating_sub(end - start);
+        if self.done == 2 * keys {
+            (self.pages, self.done) = (after, 0);
+        }
+    }
 }
 
 /// The keys that the query at `position` sees.
@@ -112,7 +164,7 @@ fn head(
     bias: Option<Bias<'_>>,
     (query, output): (&[f32], &mut [f32]),
     kv_head: usize,
-    scores: &mut [f32],
+    (scores, next): (&mut [f32], &mut Fetching<'_>),
 ) {
     let (group, size) = (options.group(), options.head_dim);
     let columns: usize = parts.iter().map(|part| part.range.len()).sum();
@@ -123,11 +175,11 @@ fn head(
         return;
     }
     let scores = &mut scores[..group * columns];
-    Arch::new().dispatch(Head { options, parts, bias, kv_head, columns, query, output, scores });
+    Arch::new().dispatch(Head { options, parts, bias, kv_head, columns, query, output, scores, next });
 }
 
 /// The work of [`head`]. In vectors by name: loops over lanes were compiled into pairs of floats here.
-struct Head<'a> {
+struct Head<'a, 'n> {
     options: &'a Attention,
     parts: &'a [Part<'a>],
     bias: Option<Bias<'a>>,
@@ -137,14 +189,15 @@ struct Head<'a> {
     query: &'a [f32],
     output: &'a mut [f32],
     scores: &'a mut [f32],
+    next: &'a mut Fetching<'n>,
 }
 
-impl WithSimd for Head<'_> {
+impl WithSimd for Head<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { options, parts, bias, kv_head, columns, query, output, scores } = self;
+        let Self { options, parts, bias, kv_head, columns, query, output, scores, next } = self;
         let (group, size) = (options.group(), options.head_dim);
         for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate() {
             let mut column = 0;
@@ -152,7 +205,10 @@ impl WithSimd for Head<'_> {
                 let scores = &mut scores[column..column + part.range.len()];
                 let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
                 // Loops, not closures: what a closure does may be compiled apart, without this processor's vectors.
-                for (score, key) in scores.iter_mut().zip(keys) {
+                for (number, (score, key)) in scores.iter_mut().zip(keys).enumerate() {
+                    if number.is_multiple_of(SCORES) {
+                        next.fetch();
+                    }
                     *score = options.scale * dot(simd, query, key);
                 }
                 if let Some(bias) = bias {
