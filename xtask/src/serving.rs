@@ -1,5 +1,5 @@
 //! Load on the serving engine: tokens a second and latencies with many adapters, uniform and Zipf, against the base alone
-//! and, if asked for, against HF PEFT's mixed batches.
+//! and, if asked for, against HF PEFT's mixed batches or llama.cpp's server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,16 @@ pub(crate) struct BenchServe {
     /// A python with torch, transformers and peft, for the peer
     #[arg(long, value_name = "PYTHON")]
     python: Option<PathBuf>,
-    /// Write bench/results/serve-DATE.json
+    /// llama.cpp's server, as the peer in place of PEFT; the model is a GGUF file then
+    #[arg(long, value_name = "PROGRAM", requires_all = ["llama_cpp", "hf", "python"])]
+    llama_server: Option<PathBuf>,
+    /// llama.cpp's source, whose script converts adapters for it
+    #[arg(long, value_name = "FOLDER", requires = "llama_server")]
+    llama_cpp: Option<PathBuf>,
+    /// The Hugging Face folder of the GGUF file's model, which that script reads the configuration of
+    #[arg(long, value_name = "FOLDER", requires = "llama_server")]
+    hf: Option<PathBuf>,
+    /// Write bench/results/serve-DATE.json, or serve-llama-DATE.json where that is the peer
     #[arg(long)]
     save: bool,
 }
@@ -79,7 +88,13 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(arguments: &BenchServe) -> anyhow::Result<()> {
-    ensure!(arguments.python.is_none() || arguments.model.is_dir(), "the peer reads Hugging Face folders alone");
+    let with_peft = arguments.python.is_some() && arguments.llama_server.is_none();
+    ensure!(!with_peft || arguments.model.is_dir(), "the peer reads Hugging Face folders alone");
+    let has_peer_mix = arguments.adapters.contains(&DISTINCT);
+    ensure!(
+        arguments.llama_server.is_none() || has_peer_mix,
+        "the peer's mix is of {DISTINCT} adapters: add that count"
+    );
     let options = LoadOptions { precision: Precision::detect(), ..LoadOptions::default() };
     let base = Arc::new(BaseModel::new("base", load(&arguments.model, &options)?));
     let folder = std::env::temp_dir().join(format!("tunesmith-bench-serve-{}", std::process::id()));
@@ -152,24 +167,29 @@ impl Bench<'_> {
         }
         let mut peers = String::new();
         if let Some(python) = &arguments.python {
-            let peer = self.peer(python)?;
-            peers = versions(python)?;
+            let (peer, [base, mixed]) = match &arguments.llama_server {
+                None => {
+                    peers = versions(python)?;
+                    (self.peft(python)?, ["PEFT's generate in bf16", "PEFT's mixed batch in bf16"])
+                }
+                Some(server) => {
+                    let peer = self.llama(python, server)?;
+                    peers = format!("llama.cpp's server, {}", peer["version"].as_str().unwrap_or_default());
+                    (peer, ["llama.cpp's server", "llama.cpp's server with an adapter a request"])
+                }
+            };
             let number = |key: &str| peer[key].as_f64().with_context(|| format!("no {key} in {peer}"));
-            case(
-                format!("base, against PEFT's generate in bf16, {shape}"),
-                "tokens/s",
-                first.tokens_per_second,
-                number("base")?,
-            );
-            if let Some(mixed) = mixed_eight {
-                let name = format!("8 LoRA adapters mixed, against PEFT's mixed batch in bf16, {shape}");
-                case(name, "tokens/s", mixed, number("mixed")?);
+            case(format!("base, against {base}, {shape}"), "tokens/s", first.tokens_per_second, number("base")?);
+            if let Some(ours) = mixed_eight {
+                let name = format!("8 LoRA adapters mixed, against {mixed}, {shape}");
+                case(name, "tokens/s", ours, number("mixed")?);
             }
         }
         if arguments.save {
+            let name = if arguments.llama_server.is_some() { "serve-llama" } else { "serve" };
             let date: String = jiff::Timestamp::now().to_string().chars().take(10).collect();
             let results = Results { date, machine: machine(), peers, cases };
-            let path = results.save_as(&repository(), &format!("serve-{}", results.date))?;
+            let path = results.save_as(&repository(), &format!("{name}-{}", results.date))?;
             report(&format!("written to {}", path.display()));
         }
         Ok(())
@@ -353,7 +373,20 @@ impl Bench<'_> {
         Ok((percentiles(loads)[0], percentiles(replacements)[0]))
     }
 
-    fn peer(&self, python: &Path) -> anyhow::Result<Value> {
+    fn llama(&self, python: &Path, server: &Path) -> anyhow::Result<Value> {
+        let BenchServe { clients, requests, prompt, new, model, llama_cpp, hf, .. } = self.arguments;
+        let mut command = std::process::Command::new(python);
+        command.arg(repository().join("xtask/peers/bench_llama_server.py"));
+        command.args(llama_cpp).arg(server).arg(model).args(hf);
+        command.args((0..DISTINCT).map(|number| self.folder.join(format!("lora-{number}"))));
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let numbers =
+            [("clients", clients), ("requests", requests), ("prompt", prompt), ("new", new), ("threads", &threads)];
+        command.args(numbers.map(|(name, number)| format!("--{name}={number}")));
+        result(&mut command)
+    }
+
+    fn peft(&self, python: &Path) -> anyhow::Result<Value> {
         let BenchServe { clients, prompt, new, rank, model, .. } = self.arguments;
         let mut command = std::process::Command::new(python);
         command.arg(repository().join("xtask/peers/bench_peft_serve.py")).arg(model);
