@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tunesmith_tensor::{KeyValuePages, KeyValueRows, Matrix, Segments, Shelf, Shelved};
+use tunesmith_tensor::{KeyValuePages, KeyValueRows, Matrix, Segments};
 
 use crate::model::{ModelInfo, ModelKind};
 
@@ -29,27 +29,21 @@ pub struct SequenceCache {
 pub struct Page {
     /// Rows that each block has.
     filled: Vec<usize>,
+    capacity: usize,
     /// Whether nothing is added any more, full or not.
     is_closed: bool,
     cols: usize,
-    /// For each block the keys, then the values, `[PAGE_TOKENS, cols]` each.
-    data: Shelved<f32>,
+    /// For each block the keys, then the values, `[capacity, cols]` each.
+    data: Vec<f32>,
     buffers: PageBuffers,
 }
 
-/// Where pages come from, those first that are no longer used. Clones share them.
+/// Buffers of pages that are no longer used, for those to come. Clones share them.
 #[derive(Clone, Debug)]
 pub struct PageBuffers {
-    free: Arc<Mutex<Free>>,
+    free: Arc<Mutex<Vec<Vec<f32>>>>,
     blocks: usize,
     cols: usize,
-}
-
-#[derive(Debug)]
-struct Free {
-    /// Where new ones come from.
-    shelf: Shelf,
-    buffers: Vec<Shelved<f32>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -61,39 +55,39 @@ struct Rows {
 impl PageBuffers {
     /// Buffers for a model.
     pub fn new(model: &ModelInfo) -> Self {
-        /// Pages that lie side by side in memory.
-        const SIDE_BY_SIDE: usize = 8;
-        let (blocks, cols) = (model.blocks, model.kv_heads * model.head_dim);
-        let shelf = Shelf::new(SIDE_BY_SIDE * 2 * blocks * PAGE_TOKENS * cols);
-        Self { free: Arc::new(Mutex::new(Free { shelf, buffers: Vec::new() })), blocks, cols }
+        Self { free: Arc::default(), blocks: model.blocks, cols: model.kv_heads * model.head_dim }
     }
 
     /// Bytes of a full page.
     pub fn page_bytes(&self) -> usize {
-        self.floats() * size_of::<f32>()
+        self.floats(PAGE_TOKENS) * size_of::<f32>()
     }
 
-    fn floats(&self) -> usize {
-        2 * self.blocks * PAGE_TOKENS * self.cols
+    fn floats(&self, capacity: usize) -> usize {
+        2 * self.blocks * capacity * self.cols
     }
 
-    fn page(&self) -> Page {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let data = free.buffers.pop().unwrap_or_else(|| free.shelf.floats(self.floats()));
-        Page { filled: vec![0; self.blocks], is_closed: false, cols: self.cols, data, buffers: self.clone() }
+    fn page(&self, capacity: usize) -> Page {
+        let floats = self.floats(capacity);
+        let pooled =
+            if capacity == PAGE_TOKENS { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() } else { None };
+        let data = pooled.unwrap_or_else(|| vec![0.0; floats]);
+        Page { filled: vec![0; self.blocks], capacity, is_closed: false, cols: self.cols, data, buffers: self.clone() }
     }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        let data = std::mem::take(&mut self.data);
-        self.buffers.free.lock().unwrap_or_else(PoisonError::into_inner).buffers.push(data);
+        if self.capacity == PAGE_TOKENS {
+            let data = std::mem::take(&mut self.data);
+            self.buffers.free.lock().unwrap_or_else(PoisonError::into_inner).push(data);
+        }
     }
 }
 
 impl Clone for Page {
     fn clone(&self) -> Self {
-        let mut page = self.buffers.page();
+        let mut page = self.buffers.page(self.capacity);
         page.data.copy_from_slice(&self.data);
         page.filled.clone_from(&self.filled);
         page.is_closed = self.is_closed;
@@ -114,26 +108,26 @@ impl Page {
 
     /// Where a block's keys begin; its values follow.
     fn start(&self, block: usize) -> usize {
-        2 * block * PAGE_TOKENS * self.cols
+        2 * block * self.capacity * self.cols
     }
 
     fn rows(&self, block: usize) -> KeyValueRows<'_> {
         let (start, floats) = (self.start(block), self.filled[block] * self.cols);
-        let values = start + PAGE_TOKENS * self.cols;
+        let values = start + self.capacity * self.cols;
         KeyValueRows { keys: &self.data[start..start + floats], values: &self.data[values..values + floats] }
     }
 
     /// Adds rows to one block; there is room for them.
     fn push(&mut self, block: usize, keys: &[f32], values: &[f32]) {
         let start = self.start(block) + self.filled[block] * self.cols;
-        let values_start = start + PAGE_TOKENS * self.cols;
+        let values_start = start + self.capacity * self.cols;
         self.data[start..start + keys.len()].copy_from_slice(keys);
         self.data[values_start..values_start + values.len()].copy_from_slice(values);
         self.filled[block] += keys.len() / self.cols;
     }
 
     fn room(&self, block: usize) -> usize {
-        if self.is_closed { 0 } else { PAGE_TOKENS - self.filled[block] }
+        if self.is_closed { 0 } else { self.capacity - self.filled[block] }
     }
 }
 
@@ -178,7 +172,7 @@ impl SequenceCache {
         let mut place = self.pages.iter().rposition(|page| page.room(block) == 0).map_or(0, |place| place + 1);
         while !keys.is_empty() {
             if place == self.pages.len() {
-                self.pages.push(Arc::new(self.buffers.page()));
+                self.pages.push(Arc::new(self.buffers.page(PAGE_TOKENS)));
             }
             let page = Arc::make_mut(&mut self.pages[place]);
             let floats = (page.room(block) * cols).min(keys.len());

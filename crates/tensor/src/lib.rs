@@ -51,7 +51,6 @@ pub use quantized::{
 };
 pub use random::{Seed, Stream};
 pub use segments::Segments;
-pub use shelf::{Shelf, Shelved};
 pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
 pub use torch_generator::TorchGenerator;

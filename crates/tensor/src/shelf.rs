@@ -1,4 +1,4 @@
-//! Memory for what lives long and is read again and again: weights, adapters, keys and values of a cache.
+//! Memory for what lives long and is read again and again: weights and adapters.
 //!
 //! Such values lie side by side in slabs of whole large pages. A tensor on its own is often smaller than such a page, and
 //! on pages of 4 KiB a pass over all of a model's weights misses the table of pages at every second line of memory: it
@@ -12,7 +12,7 @@ use crate::workspace::{LINE, alignment, fresh};
 
 /// Hands out pieces of slabs, one after the other. A slab is given back once all of its pieces are dropped.
 #[derive(Debug)]
-pub struct Shelf {
+pub(crate) struct Shelf {
     slab: Option<Arc<Slab>>,
     /// Floats of the slab that are taken.
     used: usize,
@@ -22,7 +22,7 @@ pub struct Shelf {
 
 /// A run of values on a shelf.
 #[derive(Debug)]
-pub struct Shelved<T> {
+pub(crate) struct Shelved<T> {
     slab: Arc<Slab>,
     /// In floats from where the slab begins.
     start: usize,
@@ -36,7 +36,7 @@ pub struct Shelved<T> {
 /// # Safety
 /// Every pattern of bits is a value, there are no bits between values, and a slab's pieces are aligned enough.
 #[allow(unsafe_code)]
-pub unsafe trait Plain: Copy + Send + Sync {}
+pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 
 // SAFETY: any bits are a float, and floats lie close together.
 #[allow(unsafe_code)]
@@ -64,13 +64,8 @@ unsafe impl Sync for Slab {}
 
 impl Shelf {
     /// A shelf that takes memory for `floats` floats at a time.
-    pub const fn new(floats: usize) -> Self {
+    pub(crate) const fn new(floats: usize) -> Self {
         Self { slab: None, used: 0, size: floats }
-    }
-
-    /// `len` zeros.
-    pub fn floats(&mut self, len: usize) -> Shelved<f32> {
-        self.take(len)
     }
 
     /// `len` values of zero bits. Large pieces get slabs of their own.
@@ -161,12 +156,12 @@ mod tests {
     #[test]
     fn small_pieces_share_a_slab_which_outlives_the_shelf() {
         let mut shelf = Shelf::new(4096);
-        let (first, second, large) = (shelf.floats(100), shelf.floats(100), shelf.floats(3000));
+        let (first, second, large) = (shelf.take::<f32>(100), shelf.take::<f32>(100), shelf.take::<f32>(3000));
         assert!(Arc::ptr_eq(&first.slab, &second.slab));
         assert!(Arc::ptr_eq(&first.slab, &large.slab), "there was room");
-        let apart = shelf.floats(2000);
+        let apart = shelf.take::<f32>(2000);
         assert!(!Arc::ptr_eq(&first.slab, &apart.slab));
-        assert!(Arc::ptr_eq(&first.slab, &shelf.floats(100).slab), "a large piece does not end the slab");
+        assert!(Arc::ptr_eq(&first.slab, &shelf.take::<f32>(100).slab), "a large piece does not end the slab");
         let slab = Arc::downgrade(&first.slab);
         drop((shelf, second, large));
         assert_eq!(first.iter().sum::<f32>(), 0.0);
