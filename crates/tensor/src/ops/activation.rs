@@ -145,7 +145,7 @@ impl Function for GeluTanh {
     // (1 + tanh y)/2 = σ(2y).
     #[inline(always)]
     fn rough_value(x: f32) -> f32 {
-        x * sigmoid_rough(2.0 * ROOT * (CUBIC * x * x).mul_add(x, x))
+        x * sigmoid_rough(2.0 * ROOT * (CUBIC * (x * x)).mul_add(x, x))
     }
 
     #[inline(always)]
