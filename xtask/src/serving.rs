@@ -15,7 +15,7 @@ use tunesmith_models::{LoadOptions, Sampling, load};
 use tunesmith_serve::{AdapterLimits, Adapters, BaseModel, Engine, EngineOptions, Event, Generation, Resident};
 use tunesmith_tensor::{Precision, Seed, Stream};
 
-use crate::peers::{machine, report, result, versions};
+use crate::peers::{machine, report, result, today, versions};
 use crate::repository;
 use crate::results::{Case, Results};
 
@@ -187,8 +187,7 @@ impl Bench<'_> {
         }
         if arguments.save {
             let name = if arguments.llama_server.is_some() { "serve-llama" } else { "serve" };
-            let date: String = jiff::Timestamp::now().to_string().chars().take(10).collect();
-            let results = Results { date, machine: machine(), peers, cases };
+            let results = Results { date: today(), machine: machine(), peers, cases };
             let path = results.save_as(&repository(), &format!("{name}-{}", results.date))?;
             report(&format!("written to {}", path.display()));
         }

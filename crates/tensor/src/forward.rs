@@ -327,7 +327,7 @@ impl<'a> Forward<'a> {
     }
 
     /// The tuner of each group at a weight site, with the group's rows. One entry for all rows where no group has one.
-    fn weight_tuners(&self, site: SiteId, segments: &Segments) -> Vec<(Range<usize>, Option<&'a dyn WeightTuner>)> {
+    fn weight_tuners(&self, site: SiteId, segments: &Segments) -> Tuners<'a> {
         let tuners = self.groups.iter().map(|group| {
             let tuner = group.adapter.and_then(|adapter| adapter.weight(site));
             (segments.rows(&group.sequences), tuner)
@@ -336,6 +336,9 @@ impl<'a> Forward<'a> {
         if tuners.iter().all(|(_, tuner)| tuner.is_none()) { vec![(0..segments.total(), None)] } else { tuners }
     }
 }
+
+/// The tuners of rows that follow one another.
+type Tuners<'a> = Vec<(Range<usize>, Option<&'a dyn WeightTuner>)>;
 
 /// The weight and bias of a site, tuned or not.
 fn tuned(tape: &mut Tape, base: Base<'_>, tuner: Option<&dyn WeightTuner>) -> Tuned {

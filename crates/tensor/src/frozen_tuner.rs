@@ -24,8 +24,8 @@ pub struct FrozenTuner {
 const MOST_VALUES: usize = 4;
 
 impl FrozenTuner {
-    /// What `tuner` does to the linear `base`, its factors on `shelf`; `None` where it is no such thing, or would take far more memory than the
-    /// trained tensors.
+    /// What `tuner` does to the linear `base`, its factors on `shelf`; `None` where it is no such thing, or would take far
+    /// more memory than the trained tensors.
     pub(crate) fn of(
         workspace: &Workspace,
         tuner: &dyn WeightTuner,

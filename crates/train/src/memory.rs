@@ -34,6 +34,7 @@ mod tests {
         let before = peak_memory().unwrap();
         let used = std::hint::black_box(vec![1u8; 256 << 20]);
         let after = peak_memory().unwrap();
+        assert!(used.iter().all(|byte| *byte == 1));
         assert!(after >= 256 << 20 && after >= before, "{before} {after}");
         drop(used);
         reset_peak_memory();

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::Forward;
+use super::{Forward, Tuners};
 use crate::frozen_tuner::FrozenTuner;
 use crate::kernels::{View, ViewMut};
 use crate::ops::for_each_row_block;
@@ -55,22 +55,20 @@ impl<'a> Forward<'a> {
         x: &Var,
         segments: &Segments,
     ) -> [Var; SITES] {
-        let is_trainable = |(site, _): &(SiteId, Base<'_>)| {
-            let tuners = self.weight_tuners(*site, segments);
-            matches!(tuners[..], [(_, Some(tuner))] if tuner.frozen().is_none())
-        };
-        if !sites.iter().any(is_trainable) {
-            return self.infer_together(sites, x, segments);
+        let linears = sites.map(|(site, base)| (base, self.weight_tuners(site, segments)));
+        let is_trainable =
+            |(_, tuners): &(Base<'_>, Tuners<'_>)| matches!(tuners[..], [(_, Some(tuner))] if tuner.frozen().is_none());
+        if !linears.iter().any(is_trainable) {
+            return self.infer_together(linears, x);
         }
         // What a single update that is still trained adds is part of the frozen product.
-        sites.map(|(site, base)| {
-            let tuners = self.weight_tuners(site, segments);
+        linears.map(|(base, tuners)| {
             if let [(_, Some(tuner))] = tuners[..]
                 && let Some(update) = tuner.low_rank(self.tape)
             {
                 return self.tape.linear_low_rank(x, base, &update);
             }
-            let [y] = self.infer_together([(site, base)], x, segments);
+            let [y] = self.infer_together([(base, tuners)], x);
             y
         })
     }
@@ -78,13 +76,12 @@ impl<'a> Forward<'a> {
     /// The same where the frozen products of all sites are shared out together, and so are their adapters' updates.
     fn infer_together<const SITES: usize>(
         &mut self,
-        sites: [(SiteId, Base<'_>); SITES],
+        linears: [(Base<'_>, Tuners<'a>); SITES],
         x: &Var,
-        segments: &Segments,
     ) -> [Var; SITES] {
         let workspace = self.tape.workspace().clone();
-        let mut linears = sites.map(|(site, base)| {
-            let plans = self.plans(site, base, x, segments);
+        let mut linears = linears.map(|(base, tuners)| {
+            let plans = self.plans(base, x, tuners);
             let y = Matrix::uninitialised(&workspace, x.rows(), base.weight.rows());
             Linear { base, plans, y }
         });
@@ -115,10 +112,10 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// What the adapter of each run of rows does at a site.
-    fn plans(&mut self, site: SiteId, base: Base<'_>, x: &Var, segments: &Segments) -> Plans<'a> {
+    /// What the tuner of each run of rows does at a linear.
+    fn plans(&mut self, base: Base<'_>, x: &Var, tuners: Tuners<'a>) -> Plans<'a> {
         let mut plans = Vec::new();
-        for (rows, tuner) in self.weight_tuners(site, segments) {
+        for (rows, tuner) in tuners {
             let plan = match tuner {
                 None => Plan::Nothing,
                 Some(tuner) => match tuner.frozen() {

@@ -38,23 +38,22 @@ pub(crate) trait Columns: Sync {
 }
 
 /// A panel that comes next: what it reads is fetched while another one is multiplied, because it comes from far away.
-#[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
     columns: &'a dyn Columns,
-    strips: (usize, usize),
-    depth: (usize, usize),
+    strips: Range<usize>,
+    depth: Range<usize>,
 }
 
 impl<'a> Ahead<'a> {
     /// The two strips from `strip` on, of those that exist.
     pub(crate) fn new(columns: &'a dyn Columns, strip: usize, depth: &Range<usize>) -> Option<Self> {
         let end = columns.cols().div_ceil(LANES).min(strip + 2);
-        (strip < end).then_some(Self { columns, strips: (strip, end), depth: (depth.start, depth.end) })
+        (strip < end).then(|| Self { columns, strips: strip..end, depth: depth.clone() })
     }
 
     /// Fetches a part of it.
     pub(crate) fn fetch(&self, part: (usize, usize)) {
-        self.columns.fetch(self.strips.0..self.strips.1, self.depth.0..self.depth.1, part);
+        self.columns.fetch(self.strips.clone(), self.depth.clone(), part);
     }
 }
 

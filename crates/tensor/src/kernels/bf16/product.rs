@@ -317,6 +317,7 @@ pub(super) fn panels(
             let place = pair - start;
             let b0 = panel.strip(place, depth.len());
             let ahead = Ahead::new(b, pair + 2, &depth);
+            let ahead = ahead.as_ref();
             if pair + 1 < strips.end {
                 let b = [b0, panel.strip(place + 1, depth.len())];
                 columns(unit, target, a, b, pair, second, accumulate, ahead);
@@ -337,7 +338,7 @@ pub(super) fn columns<const COLS: usize>(
     column_strip: usize,
     second: Option<&Second<'_>>,
     accumulate: bool,
-    ahead: Option<Ahead<'_>>,
+    ahead: Option<&Ahead<'_>>,
 ) {
     let second_b = second.map(|second| {
         let depth = second.a.depth;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Kept, Parts, fill, unpack};
+use super::{Kept, Parts, fill, tiles_of, unpack};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::product::{Block, Output, Target, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Sharing, on_unit, packed};
@@ -86,7 +86,7 @@ impl Task<'_, '_> {
         let [mut gate, mut up, mut inner] =
             [(); 3].map(|()| Matrix::uninitialised(workspace, strips * LANES, block_strips * LANES));
         let mut scratch = TileBuffer::new(workspace, block_strips * dy.depth.max(chunk));
-        let first_tile = rows.start / LANES * tiles;
+        let first_strip = rows.start / LANES;
         for start in (0..tiles).step_by(chunk) {
             let end = tiles.min(start + chunk);
             let [mut dgate, mut dup] = [(); 2].map(|()| Packed::with_room(workspace, strips, end - start));
@@ -94,10 +94,7 @@ impl Task<'_, '_> {
                 let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
                 let (width, size) = (columns.len(), strips * LANES * columns.len());
                 let [gate, up, inner] = [&mut gate, &mut up, &mut inner].map(|block| &mut block.data_mut()[..size]);
-                let own = |strip: usize| {
-                    let start = first_tile + strip * tiles + place;
-                    start..start + width / DEPTH
-                };
+                let own = |strip| tiles_of(first_strip + strip, tiles, place, width / DEPTH);
                 for strip in 0..strips {
                     // What the product is multiplied by comes from far away.
                     for kept in kept.gate.iter().chain([&kept.up]) {
@@ -116,17 +113,17 @@ impl Task<'_, '_> {
                 for strip in 0..strips {
                     // A strip of the block stays in the first-level cache through all of this.
                     let floats = strip * LANES * width..(strip + 1) * LANES * width;
-                    let gate = if kept.gate.is_some() { &mut gate[floats.clone()] } else { &mut [] };
+                    let gate = gate.get_mut(floats.clone()).unwrap_or_default();
                     let (up, inner) = (&mut up[floats.clone()], &mut inner[floats]);
                     if let Some(kept) = &kept.gate {
                         unpack(&kept[own(strip)], gate);
                     }
                     unpack(&kept.up[own(strip)], up);
                     (parts.gating.backward)(gate, up, inner);
-                    let packed = strip * (end - start) + place - start..;
+                    let packed = tiles_of(strip, end - start, place - start, width / DEPTH);
                     for (gradient, tiles) in [(&*gate, &mut dgate.tiles), (&*up, &mut dup.tiles)] {
                         if !gradient.is_empty() {
-                            fill(&mut tiles[packed.clone()][..width / DEPTH], gradient);
+                            fill(&mut tiles[packed.clone()], gradient);
                         }
                     }
                 }

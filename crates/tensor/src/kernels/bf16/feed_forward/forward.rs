@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Kept, Parts, fill};
+use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::View;
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::low_rank::Second;
@@ -139,19 +139,15 @@ impl Task<'_, '_> {
                     let floats = strip * LANES * width..(strip + 1) * LANES * width;
                     let gate = if parts.gate.is_some() { &gate.data()[floats.clone()] } else { &[] };
                     let up = &mut up.data_mut()[floats];
-                    let tiles_of = |strip_tiles: usize, first: usize| {
-                        let start = strip * strip_tiles + first;
-                        start..start + width / DEPTH
-                    };
                     if let Some(kept) = &mut self.kept {
-                        let own = tiles_of(tiles, place);
+                        let own = tiles_of(strip, tiles, place, width / DEPTH);
                         if let Some(tiles) = &mut kept.gate {
                             keep_strip(gate, &mut tiles[own.clone()], &written);
                         }
                         keep_strip(up, &mut kept.up[own], &written);
                     }
                     (parts.gating.forward)(gate, up);
-                    fill(&mut inner.tiles[tiles_of(end - start, place - start)], up);
+                    fill(&mut inner.tiles[tiles_of(strip, end - start, place - start, width / DEPTH)], up);
                 }
             }
             let mut second = None;

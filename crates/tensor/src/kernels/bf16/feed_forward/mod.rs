@@ -9,6 +9,8 @@
 mod backward;
 mod forward;
 
+use std::ops::Range;
+
 use super::pack::{Order, pack_strip, unpack as unpack_tile};
 use super::rows::{MOST_PIECES, Part, Sharing};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -66,6 +68,12 @@ impl Sharing {
         let most = (CACHED_TILES.saturating_sub(strips * width) / (kinds * strips)).max(FEWEST);
         tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1).next_multiple_of(block)
     }
+}
+
+/// Where tiles of strip `strip` lie, `tiles` a strip: `count` from its tile `place` on.
+fn tiles_of(strip: usize, tiles: usize, place: usize, count: usize) -> Range<usize> {
+    let start = strip * tiles + place;
+    start..start + count
 }
 
 /// Packs the values of a strip of rows, as many a row as `tiles` hold.
