@@ -91,24 +91,25 @@ pub(crate) fn pack_strip(
     }
 }
 
-/// Fills `tiles`, in rows order, with 16 rows of floats, as many a row as the tiles hold, past the caches: for tiles that are
-/// read much later. They may be read once the [`Written`] is gone.
+/// Fills `tile`, in rows order, with the columns `32·block..` of `values`, 16 rows of floats, past the caches: for tiles that
+/// are read much later. It may be read once the [`Written`] is gone.
 ///
 /// # Panics
-/// If there are not as many values.
-pub(crate) fn keep_strip(values: &[f32], tiles: &mut [Tile], _: &Written) {
-    let width = tiles.len() * DEPTH;
-    assert_eq!(values.len(), LANES * width, "a strip has 16 rows");
+/// If there are no such columns.
+pub(crate) fn keep(values: &[f32], block: usize, tile: &mut Tile, _: &Written) {
+    let (width, columns) = (values.len() / LANES, block * DEPTH..(block + 1) * DEPTH);
+    assert!(values.len() == LANES * width && columns.end <= width, "16 rows have so many columns");
+    let tiles = std::slice::from_mut(tile);
     #[cfg(target_arch = "x86_64")]
     if super::avx512::is_supported() {
         #[allow(unsafe_code)]
-        // SAFETY: the processor has the instructions; the strip is as large as its tiles.
+        // SAFETY: the processor has the instructions; the rows have these columns.
         unsafe {
-            super::avx512_pack::rows::<true>(values.as_ptr(), LANES, width, 0..width, 1.0, tiles);
+            super::avx512_pack::rows::<true>(values.as_ptr(), LANES, width, columns, 1.0, tiles);
         }
         return;
     }
-    pack_strip(View::rows_of(values, LANES, width, width), 0..LANES, 0, 1.0, Order::Rows, tiles);
+    pack_strip(View::rows_of(values, LANES, width, width), 0..LANES, columns.start, 1.0, Order::Rows, tiles);
 }
 
 /// What is written past the caches while this lives can be read by every thread that learns of its end.
@@ -242,7 +243,9 @@ mod tests {
         let mut packed = vec![Tile::ZERO; 3];
         pack_strip(View::of(&matrix), 0..LANES, 0, 1.0, Order::Rows, &mut packed);
         let mut kept = vec![Tile([7; VALUES]); 3];
-        keep_strip(matrix.data(), &mut kept, &Written::begin());
+        let written = Written::begin();
+        kept.iter_mut().enumerate().for_each(|(block, tile)| keep(matrix.data(), block, tile, &written));
+        drop(written);
         assert_eq!(kept, packed);
     }
 

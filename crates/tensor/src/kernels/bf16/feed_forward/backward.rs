@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Kept, Parts, fill, tiles_of, unpack};
+use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::bf16::Unit;
+use crate::kernels::bf16::pack::unpack;
 use crate::kernels::bf16::product::{Block, Output, Target, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Sharing, on_unit, packed};
 use crate::kernels::bf16::sums::{Sums, SumsOfRows};
-use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer};
+use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::kernels::{View, ViewMut, prefetch_for_later};
 use crate::{Matrix, Workspace};
 
@@ -94,12 +95,13 @@ impl Task<'_, '_> {
                 let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
                 let (width, size) = (columns.len(), strips * LANES * columns.len());
                 let [gate, up, inner] = [&mut gate, &mut up, &mut inner].map(|block| &mut block.data_mut()[..size]);
-                let own = |strip| tiles_of(first_strip + strip, tiles, place, width / DEPTH);
-                for strip in 0..strips {
+                let places = || (place..place + width / DEPTH).enumerate();
+                let own = |strip, place| self.sharing.kept_at(first_strip + strip, self.sharing.strips, tiles, place);
+                for (_, place) in places() {
                     // What the product is multiplied by comes from far away.
-                    for kept in kept.gate.iter().chain([&kept.up]) {
-                        let tiles = &kept[own(strip)];
-                        prefetch_for_later(tiles, 0..size_of_val(tiles));
+                    for tiles in kept.gate.iter().chain([&kept.up]) {
+                        (0..strips)
+                            .for_each(|strip| prefetch_for_later(&tiles[own(strip, place)].0, 0..size_of::<Tile>()));
                     }
                 }
                 let output = Output { c: inner.as_mut_ptr(), stride: width, rows: strips * LANES, cols: width };
@@ -115,10 +117,13 @@ impl Task<'_, '_> {
                     let floats = strip * LANES * width..(strip + 1) * LANES * width;
                     let gate = gate.get_mut(floats.clone()).unwrap_or_default();
                     let (up, inner) = (&mut up[floats.clone()], &mut inner[floats]);
-                    if let Some(kept) = &kept.gate {
-                        unpack(&kept[own(strip)], gate);
+                    for (block, place) in places() {
+                        let (tile, first) = (own(strip, place), block * DEPTH);
+                        if let Some(kept) = &kept.gate {
+                            unpack(&kept[tile], &mut gate[first..], width);
+                        }
+                        unpack(&kept.up[tile], &mut up[first..], width);
                     }
-                    unpack(&kept.up[own(strip)], up);
                     (parts.gating.backward)(gate, up, inner);
                     let packed = tiles_of(strip, end - start, place - start, width / DEPTH);
                     for (gradient, tiles) in [(&*gate, &mut dgate.tiles), (&*up, &mut dup.tiles)] {

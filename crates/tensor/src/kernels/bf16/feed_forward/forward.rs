@@ -6,7 +6,7 @@ use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::View;
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::low_rank::Second;
-use crate::kernels::bf16::pack::{Written, keep_strip};
+use crate::kernels::bf16::pack::{Written, keep};
 use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -140,11 +140,13 @@ impl Task<'_, '_> {
                     let gate = if parts.gate.is_some() { &gate.data()[floats.clone()] } else { &[] };
                     let up = &mut up.data_mut()[floats];
                     if let Some(kept) = &mut self.kept {
-                        let own = tiles_of(strip, tiles, place, width / DEPTH);
-                        if let Some(tiles) = &mut kept.gate {
-                            keep_strip(gate, &mut tiles[own.clone()], &written);
+                        for (block, place) in (place..place + width / DEPTH).enumerate() {
+                            let own = self.sharing.kept_at(strip, strips, tiles, place);
+                            if let Some(tiles) = &mut kept.gate {
+                                keep(gate, block, &mut tiles[own], &written);
+                            }
+                            keep(up, block, &mut kept.up[own], &written);
                         }
-                        keep_strip(up, &mut kept.up[own], &written);
                     }
                     (parts.gating.forward)(gate, up);
                     fill(&mut inner.tiles[tiles_of(strip, end - start, place - start, width / DEPTH)], up);

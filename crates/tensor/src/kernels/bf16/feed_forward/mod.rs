@@ -11,7 +11,7 @@ mod forward;
 
 use std::ops::Range;
 
-use super::pack::{Order, pack_strip, unpack as unpack_tile};
+use super::pack::{Order, pack_strip};
 use super::rows::{MOST_PIECES, Part, Sharing};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Matrix;
@@ -51,7 +51,7 @@ impl<'a> Parts<'a> {
 
 /// What the way back needs.
 pub(crate) struct Kept {
-    /// Strip by strip of the rows, tiles in rows order.
+    /// Tiles in rows order, each where [`Sharing::kept_at`] says.
     gate: Option<TileBuffer>,
     up: TileBuffer,
     /// `x·Aᵀ` `[rows, r]` of gate, up and down, where they have an update.
@@ -70,6 +70,15 @@ impl Sharing {
     }
 }
 
+impl Sharing {
+    /// Where tile `place`, of `tiles` a strip, of strip `strip` is kept, of `strips` in whole pieces from there on: piece by
+    /// piece of the rows, in each the tiles of a place side by side, because blocks of hidden features come one by one.
+    fn kept_at(&self, strip: usize, strips: usize, tiles: usize, place: usize) -> usize {
+        let first = strip / self.piece * self.piece;
+        first * tiles + place * self.piece.min(strips - first) + strip - first
+    }
+}
+
 /// Where tiles of strip `strip` lie, `tiles` a strip: `count` from its tile `place` on.
 fn tiles_of(strip: usize, tiles: usize, place: usize, count: usize) -> Range<usize> {
     let start = strip * tiles + place;
@@ -80,12 +89,4 @@ fn tiles_of(strip: usize, tiles: usize, place: usize, count: usize) -> Range<usi
 fn fill(tiles: &mut [Tile], values: &[f32]) {
     let width = tiles.len() * DEPTH;
     pack_strip(View::rows_of(values, LANES, width, width), 0..LANES, 0, 1.0, Order::Rows, tiles);
-}
-
-/// Writes the tiles of a strip of rows as floats.
-fn unpack(tiles: &[Tile], values: &mut [f32]) {
-    let width = tiles.len() * DEPTH;
-    for (place, tile) in tiles.iter().enumerate() {
-        unpack_tile(tile, &mut values[place * DEPTH..], width);
-    }
 }
