@@ -98,7 +98,8 @@ fn pass(
         let site = |at: usize| (SiteId(block + at), Base { weight: &weights[at], bias: None });
         let (gate, up, down) = (Some(site(0)), site(1), site(2));
         let sites = FeedForwardSites { gate, up, down, activation: Activation::Silu, dropout: 0.0 };
-        hidden = forward.feed_forward(&sites, hidden);
+        let fed = forward.feed_forward(&sites, hidden.clone());
+        hidden = forward.hidden(SiteId(usize::MAX), &hidden, fed);
     }
     let there = start.elapsed().as_secs_f64();
     let start = Instant::now();

@@ -5,8 +5,10 @@ mod attention;
 mod feed_forward;
 mod inference;
 mod linear;
+mod self_attention;
 
 pub use feed_forward::FeedForwardSites;
+pub use self_attention::SelfAttentionSites;
 
 use std::ops::Range;
 

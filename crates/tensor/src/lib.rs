@@ -28,7 +28,7 @@ mod tuner;
 mod workspace;
 
 pub use adapter::Adapter;
-pub use forward::{FeedForwardSites, Forward, PostNorm};
+pub use forward::{FeedForwardSites, Forward, PostNorm, SelfAttentionSites};
 pub use frozen::FrozenWeight;
 pub use frozen_tuner::FrozenTuner;
 pub use kernels::{Kernels, Precision};

@@ -59,7 +59,7 @@ impl Forward<'_> {
     }
 
     /// The linear of a site with its update, where tuners are low-rank at the most.
-    fn updated<'b>(&mut self, (site, base): (SiteId, Base<'b>)) -> Option<UpdatedLinear<'b>> {
+    pub(super) fn updated<'b>(&mut self, (site, base): (SiteId, Base<'b>)) -> Option<UpdatedLinear<'b>> {
         let tuners = self.weight_tuners(site, &self.segments);
         let update = self.block_update(&tuners).ok()?;
         Some(UpdatedLinear { base, update })

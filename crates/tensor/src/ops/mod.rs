@@ -24,6 +24,7 @@ pub(crate) mod rotary;
 pub(crate) mod rows;
 pub(crate) mod scale;
 pub(crate) mod scale_columns;
+pub(crate) mod self_attention;
 pub(crate) mod shift;
 pub(crate) mod softmax_cross_entropy;
 pub(crate) mod span_cross_entropy;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::kernels::vectorised;
 use crate::ops::for_each_row_block;
 use crate::tape::{Backward, Flow, NodeId};
 use crate::{Matrix, Tape, Var};
@@ -42,6 +43,21 @@ impl Rotary {
     }
 }
 
+impl Rotary {
+    /// Turns each head in `rows`, `cols` wide, of which the first is token `first`, by its token's angles, or `back`.
+    ///
+    /// # Panics
+    /// If the sizes disagree with the angles.
+    pub(crate) fn turn(&self, rows: &mut [f32], cols: usize, first: usize, back: bool) {
+        self.angles.check(cols);
+        let direction = if back { -1.0 } else { 1.0 };
+        vectorised(
+            #[inline(always)]
+            || self.angles.turn(rows, cols, first, direction),
+        );
+    }
+}
+
 impl Tape {
     /// Turns each head of `x` `[tokens, heads·head_dim]` by its token's angles:
     /// `y₁ = x₁·cos − x₂·sin`, `y₂ = x₂·cos + x₁·sin`. Works in place where `x` has no other user. Backward turns back.
@@ -59,26 +75,36 @@ impl Tape {
 /// Rotates every head by `direction` times its angle.
 fn turn(y: &mut Matrix, angles: &Angles, direction: f32) {
     let cols = y.cols();
-    let half = angles.cos.cols();
     assert_eq!(y.rows(), angles.cos.rows(), "there is an angle for each token");
-    assert_eq!(cols % (2 * half), 0, "heads are twice as wide as there are frequencies");
+    angles.check(cols);
     for_each_row_block(
         y.data_mut(),
         cols,
         #[inline(always)]
-        |first, rows| {
-            for (offset, row) in rows.chunks_exact_mut(cols).enumerate() {
-                let (cos, sin) = (angles.cos.row(first + offset), angles.sin.row(first + offset));
-                for head in row.chunks_exact_mut(2 * half) {
-                    let (left, right) = head.split_at_mut(half);
-                    for (((x1, x2), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
-                        let sin = direction * sin;
-                        (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
-                    }
+        |first, rows| angles.turn(rows, cols, first, direction),
+    );
+}
+
+impl Angles {
+    fn check(&self, cols: usize) {
+        assert_eq!(cols % (2 * self.cos.cols()), 0, "heads are twice as wide as there are frequencies");
+    }
+
+    /// Rotates every head in `rows`, `cols` wide, of which the first is token `first`, by `direction` times its angle.
+    #[inline(always)]
+    fn turn(&self, rows: &mut [f32], cols: usize, first: usize, direction: f32) {
+        let half = self.cos.cols();
+        for (offset, row) in rows.chunks_exact_mut(cols).enumerate() {
+            let (cos, sin) = (self.cos.row(first + offset), self.sin.row(first + offset));
+            for head in row.chunks_exact_mut(2 * half) {
+                let (left, right) = head.split_at_mut(half);
+                for (((x1, x2), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                    let sin = direction * sin;
+                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
                 }
             }
-        },
-    );
+        }
+    }
 }
 
 struct RotaryBackward {

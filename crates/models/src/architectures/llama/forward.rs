@@ -1,7 +1,7 @@
 //! The Llama family's forward pass: pre-norm blocks of rotary attention and a gated feed-forward, each site announced
 //! to whatever adapter the batch uses.
 
-use tunesmith_tensor::{Attention, FeedForwardSites, Forward, Rotary, SiteId, Var};
+use tunesmith_tensor::{Attention, FeedForwardSites, Forward, Rotary, SelfAttentionSites, SiteId, Var};
 
 use crate::architectures::llama::{Llama, LlamaLayer, Rope};
 use crate::attending::{past_lengths, positions, self_attention};
@@ -73,13 +73,25 @@ impl Llama {
             window: layer.sliding_window,
             dropout: config.attention_dropout,
         };
+        let rotary = if layer.sliding_window.is_some() { &rotary.local } else { &rotary.global };
+        if cache.is_none() && layer.query_key_norms.is_none() {
+            let sites = SelfAttentionSites {
+                query: table.place(layer.q_proj),
+                keys: table.place(layer.k_proj),
+                values: table.place(layer.v_proj),
+                attention: layer.attention,
+                output: table.place(layer.o_proj),
+            };
+            if let Some(attended) = forward.self_attention(&sites, &options, Some(rotary), normed) {
+                return attended;
+            }
+        }
         let sites = [layer.q_proj, layer.k_proj, layer.v_proj];
         let [mut query, mut keys, values] = table.linears(forward, sites, normed);
         if let Some([query_norm, key_norm]) = layer.query_key_norms {
             query = self.norm(forward, query_norm, &query);
             keys = self.norm(forward, key_norm, &keys);
         }
-        let rotary = if layer.sliding_window.is_some() { &rotary.local } else { &rotary.global };
         let query = forward.tape().rotary(query, rotary);
         let keys = forward.tape().rotary(keys, rotary);
         let (projected, cache) = ([&query, &keys, &values], cache.map(|cache| (cache, block)));

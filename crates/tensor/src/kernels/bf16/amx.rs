@@ -2,6 +2,8 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::product::{Block, Strips};
@@ -66,24 +68,33 @@ static CONFIGURATION: TileConfiguration = TileConfiguration({
     bytes
 });
 
-/// The calling thread's tile unit, configured while this lives.
-pub(crate) struct TileUnit(());
+/// The calling thread's tile unit, configured while this or another of the thread lives.
+pub(crate) struct TileUnit(PhantomData<*const ()>);
+
+thread_local! {
+    /// How many of the thread live.
+    static CONFIGURED: Cell<usize> = const { Cell::new(0) };
+}
 
 impl TileUnit {
     #[allow(unsafe_code)]
     pub(crate) fn configure() -> Self {
         assert!(is_supported(), "the processor has no AMX");
-        // SAFETY: AMX is there and permitted; the configuration is valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };
-        Self(())
+        if CONFIGURED.replace(CONFIGURED.get() + 1) == 0 {
+            // SAFETY: AMX is there and permitted; the configuration is valid.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };
+        }
+        Self(PhantomData)
     }
 }
 
 impl Drop for TileUnit {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        // SAFETY: AMX is there; nobody expects the tiles to keep anything.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        if CONFIGURED.replace(CONFIGURED.get() - 1) == 1 {
+            // SAFETY: AMX is there; nobody expects the tiles to keep anything.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
     }
 }
 

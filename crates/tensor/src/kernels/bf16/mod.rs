@@ -21,6 +21,7 @@ mod operand;
 mod pack;
 mod product;
 mod rows;
+pub(crate) mod self_attention;
 mod stack;
 mod sums;
 mod tile;
@@ -43,6 +44,12 @@ pub(crate) use sums::Sums;
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
 
 use crate::kernels::{Parallelism, ViewMut};
+
+/// Whether this processor has the vector instructions that packing is written in.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vectors() -> bool {
+    avx512::is_supported()
+}
 
 /// What multiplies tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

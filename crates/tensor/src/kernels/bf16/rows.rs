@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::low_rank::{LowRankFactors, Second};
 use super::operand::Columns;
-use super::pack::{Order, pack_strip};
-use super::product::{Block, PackedStrips};
-use super::tile::{DEPTH, LANES, TileBuffer};
+use super::pack::{Order, pack_strip, unpack};
+use super::product::{Block, Output, PackedStrips, Target, panels};
+use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::kernels::{View, vectorised};
 use crate::{Matrix, Workspace};
 
@@ -82,6 +82,25 @@ impl Packed {
         Self { tiles: TileBuffer::new(workspace, strips * depth), depth, strips }
     }
 
+    /// Packs `view`, which has as many strips of rows, from tile `first` of each strip on.
+    pub(super) fn fill(&mut self, view: View<'_>, first: usize) {
+        let count = view.cols.div_ceil(DEPTH);
+        for (strip, tiles) in self.tiles.chunks_exact_mut(self.depth.max(1)).enumerate() {
+            let lanes = strip * LANES..view.rows.min((strip + 1) * LANES);
+            pack_strip(view, lanes, 0, 1.0, Order::Rows, &mut tiles[first..first + count]);
+        }
+    }
+
+    /// Writes as floats the columns from tile `first` on, `width` of them: full strips of rows.
+    pub(super) fn unpack(&self, first: usize, out: &mut [f32], width: usize) {
+        let strips = self.tiles.chunks_exact(self.depth.max(1)).zip(out.chunks_exact_mut(LANES * width));
+        for (tiles, out) in strips {
+            for (place, tile) in tiles[first..first + width / DEPTH].iter().enumerate() {
+                unpack(tile, &mut out[place * DEPTH..], width);
+            }
+        }
+    }
+
     pub(super) fn strips(&self) -> PackedStrips<'_> {
         PackedStrips { tiles: &self.tiles, depth: self.depth, strips: self.strips }
     }
@@ -126,6 +145,13 @@ impl<'a> Middle<'a> {
         out.chunks_exact_mut(rank).zip(rows).for_each(|(out, row)| out.copy_from_slice(&row[..rank]));
     }
 
+    /// Its first `rows` rows `[rows, r]`.
+    pub(super) fn copied(&self, workspace: &Workspace, rows: usize) -> Matrix {
+        let mut values = Matrix::uninitialised(workspace, rows, self.factors.rank());
+        self.copy_to(values.data_mut());
+        values
+    }
+
     /// `[rows, r]`.
     pub(super) fn view(&self, rows: Range<usize>) -> View<'_> {
         View::of(&self.values).rows(rows).columns(0..self.factors.rank())
@@ -142,6 +168,26 @@ pub(super) fn add_bias(rows: &mut [f32], bias: &[f32]) {
             }
         },
     );
+}
+
+/// The columns `columns` of a linear, for all packed rows, in full strips.
+pub(super) fn linear_block(
+    unit: &impl Block,
+    x: &PackedStrips<'_>,
+    part: &Part<'_>,
+    columns: Range<usize>,
+    second: Option<&Second<'_>>,
+    values: &mut [f32],
+    scratch: &mut [Tile],
+) {
+    let width = columns.len();
+    let output = Output { c: values.as_mut_ptr(), stride: width, rows: x.strips * LANES, cols: width };
+    let strips = columns.start / LANES..columns.end / LANES;
+    let target = Target { output: &output, first_row: 0, first_strip: strips.start };
+    panels(unit, &target, x, &*part.columns, strips, 0..x.depth, second, false, scratch);
+    if let Some(bias) = &part.bias {
+        add_bias(values, &bias[columns]);
+    }
 }
 
 /// Runs `$task.run(unit)` for the unit that `$unit` names.

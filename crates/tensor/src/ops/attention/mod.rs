@@ -7,6 +7,7 @@
 //! queries at a time and are never kept: backward computes them again from the queries, the keys and each row's
 //! log-sum-exp (Dao et al. 2022). Keys that no query of a block sees are skipped, not masked.
 
+mod alone;
 mod backward;
 mod bias;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use dropout::{Dropout, Mask};
 use forward::attend;
 use pages::PagedSequence;
 
+pub(crate) use alone::Alone;
 pub use bias::DistanceBias;
 pub use pages::KeyValuePages;
 pub use shifted::{GroupSize, ShiftedEnds, ShiftedGroups};
@@ -202,6 +204,11 @@ fn join(workspace: &Workspace, rows: &KeyValuePages<'_>, options: &Attention) ->
     })
 }
 
+/// Whether attention of sequences to their own rows goes through tiles, where nothing is dropped.
+pub(crate) fn goes_through_tiles(workspace: &Workspace, segments: &Segments) -> bool {
+    tiled::pays(workspace, segments, false)
+}
+
 /// A way to attend: the output and what its backward pass needs of the scores.
 type Attend = fn(&Workspace, &Attention, &Matrix, &Segments, &[Sequence<'_>]) -> (Matrix, Matrix);
 
@@ -260,7 +267,7 @@ impl Attention {
     }
 
     /// Query heads that share a head of keys and values.
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 

@@ -5,10 +5,9 @@ use rayon::prelude::*;
 use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::View;
 use crate::kernels::bf16::Unit;
-use crate::kernels::bf16::low_rank::Second;
 use crate::kernels::bf16::pack::{Written, keep};
-use crate::kernels::bf16::product::{Block, Output, PackedStrips, Target, panels};
-use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, on_unit, packed};
+use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, linear_block, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::{Matrix, Workspace};
 
@@ -179,25 +178,5 @@ impl Task<'_, '_> {
                 middle.copy_to(kept);
             }
         }
-    }
-}
-
-/// The columns `columns` of a linear, for all packed rows.
-fn linear_block(
-    unit: &impl Block,
-    x: &PackedStrips<'_>,
-    part: &Part<'_>,
-    columns: std::ops::Range<usize>,
-    second: Option<&Second<'_>>,
-    values: &mut [f32],
-    scratch: &mut [Tile],
-) {
-    let width = columns.len();
-    let output = Output { c: values.as_mut_ptr(), stride: width, rows: x.strips * LANES, cols: width };
-    let strips = columns.start / LANES..columns.end / LANES;
-    let target = Target { output: &output, first_row: 0, first_strip: strips.start };
-    panels(unit, &target, x, &*part.columns, strips, 0..x.depth, second, false, scratch);
-    if let Some(bias) = &part.bias {
-        add_bias(values, &bias[columns]);
     }
 }

@@ -5,8 +5,9 @@ use std::f32::consts::LOG2_E;
 use super::softmax::{Rows, Scores, Weighted, differentiate as differentiate_rows};
 use super::{By, KEYS, KeyBlock, PackedSide, QueryBlock, add_bias, dropped, head_views, padded, row_masks};
 use crate::Workspace;
-use crate::kernels::View;
 use crate::kernels::bf16::{DEPTH, PackedColumns, Padded, Stack};
+use crate::kernels::turned::{Turned, add_turned};
+use crate::kernels::{View, vectorised};
 use crate::ops::attention::scores::dot;
 use crate::ops::attention::{Attention, Sequence};
 use crate::random::RowMask;
@@ -71,21 +72,8 @@ pub(in crate::ops::attention) fn differentiate(
     for part in [0, 1] {
         for (sums, turned) in [(&mut sums.keys[part], &pass.dk[part]), (&mut sums.values[part], &pass.dv[part])] {
             if let (Some(sums), Some(turned)) = (sums, turned) {
-                add_turned(sums, turned, options.head_dim, counts[part]);
-            }
-        }
-    }
-}
-
-/// `sums[row][feature] += turned[feature][row]`.
-fn add_turned(sums: &mut [f32], turned: &[f32], head_dim: usize, rows: usize) {
-    const SIDE: usize = 16;
-    let stride = rows.next_multiple_of(DEPTH);
-    for first in (0..rows).step_by(SIDE) {
-        let last = rows.min(first + SIDE);
-        for feature in 0..head_dim {
-            for row in first..last {
-                sums[row * head_dim + feature] += turned[feature * stride + row];
+                let turned = Turned { data: turned, stride: counts[part].next_multiple_of(DEPTH) };
+                add_turned(sums, options.head_dim, turned);
             }
         }
     }
@@ -162,12 +150,17 @@ impl Pass<'_> {
         let (queries, queries_turned) = stacked(&queries, options.scale * LOG2_E, options.scale);
         let (gradients, gradients_turned) = stacked(&gradients, 1.0, 1.0);
         let (mut lse, mut delta) = (vec![0.0; rows], vec![0.0; rows]);
-        for row in (0..rows).filter(|row| row % height < block.queries) {
-            let head = (start + row % height) * heads + inputs.kv_head * group + row / height;
-            lse[row] = inputs.lse[head];
-            let floats = head * head_dim..(head + 1) * head_dim;
-            delta[row] = dot(&inputs.gradient[floats.clone()], &inputs.output[floats]);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in (0..rows).filter(|row| row % height < block.queries) {
+                    let head = (start + row % height) * heads + inputs.kv_head * group + row / height;
+                    lse[row] = inputs.lse[head];
+                    let floats = head * head_dim..(head + 1) * head_dim;
+                    delta[row] = dot(&inputs.gradient[floats.clone()], &inputs.output[floats]);
+                }
+            },
+        );
         Operands {
             rows,
             width,

@@ -28,29 +28,65 @@ pub(in crate::ops::attention) fn attend(
     let outputs = column_blocks(Some(&mut output), options.kv_heads, &ranges);
     let lses = column_blocks(Some(&mut lse), options.kv_heads, &ranges);
     let mut tasks = Vec::new();
-    for (number, (mut output, mut lse)) in outputs.into_iter().zip(lses).enumerate() {
+    for (number, (output, lse)) in outputs.into_iter().zip(lses).enumerate() {
         let (sequence, kv_head) = (number / options.kv_heads, number % options.kv_heads);
         let range = &ranges[sequence];
-        let counts = [sequences[sequence].prefix.count(options), sequences[sequence].own.count(options)];
-        let first = sequences[sequence].first_position(options, range.len());
-        for start in (0..range.len()).step_by(QueryBlock::size(options)) {
-            let queries = QueryBlock::size(options).min(range.len() - start);
-            let (rest, rest_lse) = (output.split_off(queries), lse.split_off(queries));
-            tasks.push(Task {
-                block: QueryBlock { position: first.saturating_add_unsigned(start), queries, counts },
-                kv_head,
-                bias: sequences[sequence].bias,
-                dropout: sequences[sequence].dropout,
-                query: &query.data()[(range.start + start) * query.cols()..],
-                keys: &keys[number],
-                values: &values[number],
-                output: std::mem::replace(&mut output, rest),
-                lse: std::mem::replace(&mut lse, rest_lse),
-            });
-        }
+        let query = &query.data()[range.start * query.cols()..range.end * query.cols()];
+        let sides = [&keys[number], &values[number]];
+        tasks.extend(tasks_of(options, kv_head, query, sequences[sequence], sides, output, lse));
     }
     tasks.into_par_iter().for_each(|task| task.run(workspace, options));
     (output, lse)
+}
+
+/// The same for one sequence and head of keys and values on the calling thread: writes the group's columns of each query's
+/// output and log-sum-exp. `query` has all heads.
+pub(in crate::ops::attention) fn attend_alone(
+    workspace: &Workspace,
+    options: &Attention,
+    kv_head: usize,
+    query: &[f32],
+    sequence: Sequence<'_>,
+    output: Vec<&mut [f32]>,
+    lse: Vec<&mut [f32]>,
+) {
+    let Sequence { prefix, own, .. } = sequence;
+    let keys = PackedSide::pack(workspace, options, [prefix.keys, own.keys], kv_head, By::Row);
+    let values = PackedSide::pack(workspace, options, [prefix.values, own.values], kv_head, By::Feature);
+    let tasks = tasks_of(options, kv_head, query, sequence, [&keys, &values], output, lse);
+    tasks.into_iter().for_each(|task| task.run(workspace, options));
+}
+
+/// The blocks of queries of one sequence and head of keys and values.
+fn tasks_of<'a>(
+    options: &Attention,
+    kv_head: usize,
+    query: &'a [f32],
+    sequence: Sequence<'a>,
+    [keys, values]: [&'a PackedSide; 2],
+    mut output: Vec<&'a mut [f32]>,
+    mut lse: Vec<&'a mut [f32]>,
+) -> Vec<Task<'a>> {
+    let length = output.len();
+    let counts = [sequence.prefix.count(options), sequence.own.count(options)];
+    let first = sequence.first_position(options, length);
+    let mut tasks = Vec::new();
+    for start in (0..length).step_by(QueryBlock::size(options)) {
+        let queries = QueryBlock::size(options).min(length - start);
+        let (rest, rest_lse) = (output.split_off(queries), lse.split_off(queries));
+        tasks.push(Task {
+            block: QueryBlock { position: first.saturating_add_unsigned(start), queries, counts },
+            kv_head,
+            bias: sequence.bias,
+            dropout: sequence.dropout,
+            query: &query[start * options.heads * options.head_dim..],
+            keys,
+            values,
+            output: std::mem::replace(&mut output, rest),
+            lse: std::mem::replace(&mut lse, rest_lse),
+        });
+    }
+    tasks
 }
 
 struct Task<'a> {

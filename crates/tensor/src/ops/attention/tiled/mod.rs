@@ -14,7 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(super) use backward::{Inputs, Sums, differentiate};
-pub(super) use forward::attend;
+pub(super) use forward::{attend, attend_alone};
 
 use super::{Attention, Bias, KeyValueRows, Mask, Sequence};
 use crate::kernels::View;
