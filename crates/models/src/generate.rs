@@ -1,5 +1,7 @@
 //! Generation with a cache, for batches of prompts of different lengths.
 
+use std::borrow::Cow;
+
 use tunesmith_tensor::{Adapter, Seed, Stream, Workspace};
 
 use crate::cache::Cache;
@@ -48,12 +50,17 @@ impl GenerationOptions {
 
     /// Leaves only the forced token, where there is one: `length` tokens are there and there may be `longest`.
     pub(crate) fn force(&self, logits: &mut [f32], length: usize, longest: usize) {
-        let first = self.forced_bos_token_id.filter(|_| length == 1);
-        let last = self.forced_eos_token_id.filter(|_| length + 1 == longest);
-        if let Some(token) = last.or(first) {
+        if let Some(token) = self.forced(length, longest) {
             logits.fill(f32::NEG_INFINITY);
             logits[token as usize] = 0.0;
         }
+    }
+
+    /// The token that has to come after `length` ones where there may be `longest`.
+    fn forced(&self, length: usize, longest: usize) -> Option<u32> {
+        let first = self.forced_bos_token_id.filter(|_| length == 1);
+        let last = self.forced_eos_token_id.filter(|_| length + 1 == longest);
+        last.or(first)
     }
 }
 
@@ -176,8 +183,10 @@ fn step(
     let logits = next_logits(model, workspace, &sequences, cache);
     drop(sequences);
     for (row, run) in running.iter_mut().enumerate() {
-        let mut logits = logits.value().row(row).to_vec();
-        options.force(&mut logits, run.tokens.len(), run.longest);
+        let mut logits = Cow::Borrowed(logits.value().row(row));
+        if options.forced(run.tokens.len(), run.longest).is_some() {
+            options.force(logits.to_mut(), run.tokens.len(), run.longest);
+        }
         let token = options.sampling.choose(&logits, &run.tokens, &mut run.stream);
         run.finish = run.accept(token, options, on_text);
     }

@@ -1,5 +1,7 @@
 //! From logits to the next token: penalties, filters and the draw, in the order of Hugging Face's `generate`.
 
+use std::borrow::Cow;
+
 use tunesmith_tensor::Stream;
 
 /// How the next token is chosen.
@@ -44,8 +46,10 @@ impl Sampling {
 
     /// Chooses the next token. `seen` are the tokens of the prompt and those generated so far.
     pub fn choose(&self, logits: &[f32], seen: &[u32], stream: &mut Stream) -> u32 {
-        let mut logits = logits.to_vec();
-        self.penalise(&mut logits, seen);
+        let mut logits = Cow::Borrowed(logits);
+        if self.penalises() {
+            self.penalise(logits.to_mut(), seen);
+        }
         if self.temperature == 0.0 {
             return likeliest(&logits);
         }
@@ -59,6 +63,11 @@ impl Sampling {
             }
         }
         candidates.last().expect("filters keep the likeliest token").0
+    }
+
+    /// Whether penalties change anything.
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.no_repeat_ngram_size > 0
     }
 
     /// Applies the penalties to logits or log-probabilities of the token that follows `seen`.
@@ -125,15 +134,19 @@ impl Sampling {
     }
 }
 
-/// The token with the largest logit, the first of equals.
+/// The token with the largest logit, the first of equals. In lanes, because comparing one after the other takes as long as
+/// a block of a small model.
 fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let larger = |best: &mut f32, logit: f32| *best = if logit > *best { logit } else { *best };
+    let chunks = logits.as_chunks::<LANES>();
+    for chunk in chunks.0 {
+        lanes.iter_mut().zip(chunk).for_each(|(best, logit)| larger(best, *logit));
     }
-    best as u32
+    let mut best = f32::NEG_INFINITY;
+    lanes.iter().chain(chunks.1).for_each(|logit| larger(&mut best, *logit));
+    logits.iter().position(|logit| *logit == best).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -171,6 +184,14 @@ mod tests {
         let mut stream = Seed(0).stream("sampling", 0);
         assert_eq!(Sampling::default().choose(&LOGITS, &[], &mut stream), 1);
         assert_eq!(Sampling::default().choose(&[2.0, 2.0], &[], &mut stream), 0);
+        assert_eq!(Sampling::default().choose(&[f32::NEG_INFINITY; 40], &[], &mut stream), 0);
+        for place in 0..40 {
+            let mut logits = [0.5; 40];
+            logits[place..place + 1].fill(1.5);
+            logits[place / 2] = -1.0;
+            let expected = if place == 0 { 1 } else { place };
+            assert_eq!(Sampling::default().choose(&logits, &[], &mut stream), expected as u32);
+        }
     }
 
     #[test]

@@ -7,10 +7,9 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::kernels::bf16::to_bf16;
-use crate::kernels::{prefetch_for_later, vectorised};
+use crate::kernels::{chunks_in_turn, prefetch_for_later, vectorised};
 use crate::shelf::{Plain, Shelf, Shelved};
 use crate::{Matrix, Precision};
 
@@ -81,7 +80,7 @@ pub(crate) fn add_updates(linears: Vec<Updates<'_>>, x: &Matrix) {
         run(&mut tasks);
     } else {
         let piece = tasks.len().div_ceil(PIECES * rayon::current_num_threads());
-        tasks.par_chunks_mut(piece).with_max_len(1).for_each(run);
+        chunks_in_turn(&mut tasks, piece, |_, tasks| run(tasks));
     }
 }
 

@@ -2,6 +2,8 @@
 //! that come too early, get no chance; `logit_bias` is added; presence and frequency penalties are taken off; then
 //! [`Sampling`](tunesmith_models::Sampling) applies the repetition penalty, the filters and the temperature.
 
+use std::borrow::Cow;
+
 use tunesmith_tensor::Stream;
 
 use super::grammar::Matcher;
@@ -18,17 +20,18 @@ pub(super) fn choose(
     ends: &[u32],
     stream: &mut Stream,
 ) -> Result<TokenInfo, String> {
-    let mut changed = logits.to_vec();
+    let mut changed = Cow::Borrowed(logits);
     let is_early = tokens.len() - prompt < generation.min_tokens;
     if let Some(matcher) = matcher {
-        matcher.restrict(&mut changed, ends)?;
+        matcher.restrict(changed.to_mut(), ends)?;
     }
     if is_early {
         let ends = ends.iter().chain(&generation.stop_token_ids);
-        ends.for_each(|end| set(&mut changed, *end, f32::NEG_INFINITY));
+        let changed = changed.to_mut();
+        ends.for_each(|end| set(changed, *end, f32::NEG_INFINITY));
     }
     for (token, bias) in &generation.logit_bias {
-        if let Some(logit) = changed.get_mut(*token as usize) {
+        if let Some(logit) = changed.to_mut().get_mut(*token as usize) {
             *logit += bias;
         }
     }
@@ -37,7 +40,7 @@ pub(super) fn choose(
         let mut generated = tokens[prompt..].to_vec();
         generated.sort_unstable();
         for run in generated.chunk_by(|a, b| a == b) {
-            if let Some(logit) = changed.get_mut(run[0] as usize) {
+            if let Some(logit) = changed.to_mut().get_mut(run[0] as usize) {
                 *logit -= presence + frequency * run.len() as f32;
             }
         }

@@ -199,6 +199,10 @@ impl<F: WeightFormat> Columns for Forward<'_, F> {
         self.0.shape().0
     }
 
+    fn coded(&self, strip: usize) -> Option<CodedStrip<'_>> {
+        self.0.coded(strip).filter(|_| coded::is_supported())
+    }
+
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a> {
         let (rows, cols) = self.0.shape();
         let cols = depth.start * DEPTH..cols.min(depth.end * DEPTH);

@@ -28,7 +28,7 @@ use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
 
 pub(crate) use erf::erf;
 pub(crate) use exp::{exp, exp2_rough, reciprocal_rough};
-pub(crate) use in_turn::in_turn;
+pub(crate) use in_turn::{chunks_in_turn, in_pieces, in_turn};
 pub use precision::Precision;
 pub(crate) use prefetch::{LINE, prefetch, prefetch_beyond, prefetch_for_later};
 pub(crate) use vectorised::vectorised;

@@ -36,9 +36,7 @@ pub(crate) mod updated_linear;
 #[cfg(test)]
 pub(crate) mod finite_differences;
 
-use rayon::prelude::*;
-
-use crate::kernels::vectorised;
+use crate::kernels::{chunks_in_turn, vectorised};
 
 /// Floats a task should at least have, so that spreading over threads pays.
 const TASK_FLOATS: usize = 16 * 1024;
@@ -52,17 +50,13 @@ pub(crate) fn rows_per_task(cols: usize) -> usize {
 pub(crate) fn for_each_row_block(data: &mut [f32], cols: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_per_task(cols);
     let block = (rows * cols).max(1);
-    let run = |(block, chunk): (usize, &mut [f32])| {
+    let run = |block: usize, chunk: &mut [f32]| {
         vectorised(
             #[inline(always)]
             || work(block * rows, chunk),
         )
     };
-    if data.len() <= block {
-        data.chunks_mut(block).enumerate().for_each(run);
-    } else {
-        data.par_chunks_mut(block).enumerate().for_each(run);
-    }
+    chunks_in_turn(data, block, run);
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub(crate) const NUMBERS: [f32; 16] =
 
 impl CodedStrip<'_> {
     /// Bytes before a tile's codes, and with them.
-    fn block(&self) -> (usize, usize) {
+    pub(super) fn block(&self) -> (usize, usize) {
         let head = match self.scales {
             Scales::Head => 2,
             Scales::HeadAndOffset => 4,

@@ -13,8 +13,12 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_pack;
 pub(crate) mod coded;
+#[cfg(target_arch = "x86_64")]
+mod coded_rows;
 mod cross_entropy;
 pub(crate) mod feed_forward;
+#[cfg(target_arch = "x86_64")]
+mod few_rows;
 mod float32;
 mod low_rank;
 mod operand;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::coded::CodedStrip;
 use super::pack::{Corner, Order, pack, prefetch_part};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Workspace;
@@ -31,6 +32,11 @@ pub(crate) trait Columns: Sync {
     /// The tiles, in pairs order, of `strips` (of 16 columns; those past the last column are zero or absent) by `depth`
     /// (of 32 places; a range that exists). `scratch` holds `strips.len() · depth.len()` tiles and may be written to.
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a>;
+
+    /// A strip of 16 columns as codes, where columns lie as codes that unpack fast.
+    fn coded(&self, _strip: usize) -> Option<CodedStrip<'_>> {
+        None
+    }
 
     /// Fetches part `part.0` of `part.1` equal ones of what [`panel`](Self::panel) reads into the second-level cache.
     /// Nothing where unpacking takes longer than reading.

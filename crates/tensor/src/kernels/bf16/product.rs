@@ -104,6 +104,10 @@ pub(super) fn products(
     accumulate: bool,
     parallelism: Parallelism,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if unit == Unit::Amx && !accumulate && products.iter().all(|(_, product)| super::few_rows::suits(product)) {
+        return super::few_rows::products(products, parallelism);
+    }
     let wholes: Vec<Whole<'_>> = products.into_iter().map(|(c, product)| Whole::new(c, accumulate, product)).collect();
     let tasks: usize = wholes.iter().map(Whole::tasks).sum();
     let task = |mut task: usize| {
@@ -176,7 +180,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    fn new(c: ViewMut<'_>) -> Self {
+    pub(super) fn new(c: ViewMut<'_>) -> Self {
         Self { c: c.data.as_mut_ptr(), stride: c.row_stride, rows: c.rows, cols: c.cols }
     }
 }

@@ -4,11 +4,10 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::scores::{exponentials, largest};
 use super::{Attention, Bias, KeyValueRows};
-use crate::kernels::{LINE, prefetch_for_later};
+use crate::kernels::{LINE, chunks_in_turn, prefetch_for_later};
 use crate::{Segments, Workspace};
 
 /// Sequences with fewer queries than this in a batch take the way of this file, whatever else is in the batch.
@@ -66,28 +65,68 @@ pub(super) fn attend(
         let (own, after) = rest.split_at_mut(range.len() * width);
         rest = after;
         if *chosen {
-            tasks.push((sequence, &query[range.start * width..range.end * width], own));
+            let query = &query[range.start * width..range.end * width];
+            tasks.push(Task { sequence, heads: 0..options.heads, query, output: own });
         }
     }
+    let pieces = PIECES * rayon::current_num_threads();
+    if tasks.len() < pieces && rayon::current_num_threads() > 1 {
+        tasks = tasks.into_iter().flat_map(|task| task.by_heads(options)).collect();
+    }
     // Sequences of a task follow one another: while one is worked on, the next one's keys and values are fetched.
-    let piece = tasks.len().div_ceil(PIECES * rayon::current_num_threads()).max(1);
-    tasks.par_chunks_mut(piece).with_max_len(1).for_each(|tasks| {
-        let order: Vec<&PagedSequence<'_>> = tasks.iter().map(|(sequence, ..)| *sequence).collect();
-        for (number, (sequence, query, output)) in tasks.iter_mut().enumerate() {
-            let count = sequence.own.count(options);
-            let queries = query.len() / width;
-            let columns = sequence.prefix.count(options) + count;
-            let mut scores = workspace.take(options.group() * columns);
-            let mut next = Fetching::of(order.get(number + 1).copied(), columns * options.heads * queries);
-            for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
-                let position = count as isize - queries as isize + number as isize;
-                let parts = parts(options, sequence, position, count);
-                for kv_head in 0..options.kv_heads {
-                    head(options, &parts, sequence.bias, (query, output), kv_head, (&mut scores, &mut next));
-                }
-            }
+    let piece = tasks.len().div_ceil(pieces).max(1);
+    chunks_in_turn(&mut tasks, piece, |_, tasks| {
+        let order: Vec<(&PagedSequence<'_>, usize)> =
+            tasks.iter().map(|task| (task.sequence, task.heads.start)).collect();
+        for (number, task) in tasks.iter_mut().enumerate() {
+            let next = order.get(number + 1).filter(|(_, first_head)| *first_head == 0);
+            task.run(workspace, options, next.map(|(sequence, _)| *sequence));
         }
     });
+}
+
+/// Queries of some heads of one sequence, and their outputs.
+struct Task<'a> {
+    sequence: &'a PagedSequence<'a>,
+    heads: Range<usize>,
+    query: &'a [f32],
+    output: &'a mut [f32],
+}
+
+impl<'a> Task<'a> {
+    /// A task for each head, where there is a single query; their outputs lie side by side.
+    fn by_heads(self, options: &Attention) -> Vec<Self> {
+        let Self { sequence, heads, query, output } = self;
+        if query.len() > heads.len() * options.head_dim {
+            return vec![Self { sequence, heads, query, output }];
+        }
+        let parts = query.chunks_exact(options.head_dim).zip(output.chunks_exact_mut(options.head_dim));
+        parts
+            .zip(heads)
+            .map(|((query, output), head)| Self { sequence, heads: head..head + 1, query, output })
+            .collect()
+    }
+
+    /// Computes the outputs, while the keys and values of `next` are fetched.
+    fn run(&mut self, workspace: &Workspace, options: &Attention, next: Option<&PagedSequence<'_>>) {
+        let Self { sequence, ref heads, query, ref mut output } = *self;
+        let (group, size) = (options.group(), options.head_dim);
+        let width = heads.len() * size;
+        let count = sequence.own.count(options);
+        let queries = query.len() / width;
+        let columns = sequence.prefix.count(options) + count;
+        let mut scores = workspace.take(group.min(heads.len()) * columns);
+        let mut next = Fetching::of(next, columns * heads.len() * queries);
+        for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
+            let position = count as isize - queries as isize + number as isize;
+            let parts = parts(options, sequence, position, count);
+            let members = query.chunks(group * size).zip(output.chunks_mut(group * size));
+            for (place, (query, output)) in members.enumerate() {
+                let first_head = heads.start + place * group;
+                head(options, &parts, sequence.bias, (query, output), first_head, (&mut scores, &mut next));
+            }
+        }
+    }
 }
 
 /// Pieces that the sequences of a thread are cut into, so that threads end together.
@@ -157,25 +196,22 @@ fn parts<'a>(options: &Attention, sequence: &PagedSequence<'a>, position: isize,
     parts
 }
 
-/// One head of keys and values for the query heads that share it.
+/// Query heads, from `first_head` on, that share one head of keys and values.
 fn head(
     options: &Attention,
     parts: &[Part<'_>],
     bias: Option<Bias<'_>>,
     (query, output): (&[f32], &mut [f32]),
-    kv_head: usize,
+    first_head: usize,
     (scores, next): (&mut [f32], &mut Fetching<'_>),
 ) {
-    let (group, size) = (options.group(), options.head_dim);
     let columns: usize = parts.iter().map(|part| part.range.len()).sum();
-    let features = kv_head * group * size..(kv_head + 1) * group * size;
-    let (query, output) = (&query[features.clone()], &mut output[features]);
     if columns == 0 {
         output.fill(0.0);
         return;
     }
-    let scores = &mut scores[..group * columns];
-    Arch::new().dispatch(Head { options, parts, bias, kv_head, columns, query, output, scores, next });
+    let scores = &mut scores[..query.len() / options.head_dim * columns];
+    Arch::new().dispatch(Head { options, parts, bias, first_head, columns, query, output, scores, next });
 }
 
 /// The work of [`head`]. In vectors by name: loops over lanes were compiled into pairs of floats here.
@@ -183,7 +219,7 @@ struct Head<'a, 'n> {
     options: &'a Attention,
     parts: &'a [Part<'a>],
     bias: Option<Bias<'a>>,
-    kv_head: usize,
+    first_head: usize,
     /// Keys that the queries see.
     columns: usize,
     query: &'a [f32],
@@ -197,8 +233,8 @@ impl WithSimd for Head<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { options, parts, bias, kv_head, columns, query, output, scores, next } = self;
-        let (group, size) = (options.group(), options.head_dim);
+        let Self { options, parts, bias, first_head, columns, query, output, scores, next } = self;
+        let (kv_head, size) = (first_head / options.group(), options.head_dim);
         for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate() {
             let mut column = 0;
             for part in parts {
@@ -212,7 +248,7 @@ impl WithSimd for Head<'_, '_> {
                     *score = options.scale * dot(simd, query, key);
                 }
                 if let Some(bias) = bias {
-                    let values = bias.row(kv_head * group + member, part.distance, scores.len());
+                    let values = bias.row(first_head + member, part.distance, scores.len());
                     scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
                 }
                 column += part.range.len();
