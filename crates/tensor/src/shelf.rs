@@ -45,6 +45,10 @@ unsafe impl Plain for f32 {}
 #[allow(unsafe_code)]
 unsafe impl Plain for u32 {}
 
+// SAFETY: any bits are a byte.
+#[allow(unsafe_code)]
+unsafe impl Plain for u8 {}
+
 #[derive(Debug)]
 struct Slab {
     /// Where the first piece lies.

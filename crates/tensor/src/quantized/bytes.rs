@@ -1,5 +1,5 @@
-//! Bytes of a frozen weight as they lie in a file: owned, or mapped into memory, where only what is read takes memory
-//! and the system may take it back.
+//! Bytes of a frozen weight as they lie in a file: owned, copied to large pages, or mapped into memory, where only what is
+//! read takes memory and the system may take it back.
 
 use std::fmt;
 use std::fs::File;
@@ -8,6 +8,8 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+
+use crate::shelf::Shelved;
 
 /// A whole file, mapped for reading. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,6 +44,17 @@ pub struct Bytes(Place);
 enum Place {
     Owned(Vec<u8>),
     Mapped(MappedFile, Range<usize>),
+    Shelved(Shelved<u8>),
+}
+
+impl Bytes {
+    /// The same on large pages, for what is read again and again: a file's pages are small, and a pass over all weights
+    /// would wait for where they are.
+    pub(crate) fn on_large_pages(&self) -> Self {
+        let mut shelved = Shelved::weight(self.len());
+        shelved.copy_from_slice(self);
+        Self(Place::Shelved(shelved))
+    }
 }
 
 impl From<Vec<u8>> for Bytes {
@@ -57,6 +70,7 @@ impl Deref for Bytes {
         match &self.0 {
             Place::Owned(bytes) => bytes,
             Place::Mapped(file, range) => &file.map[range.clone()],
+            Place::Shelved(bytes) => bytes,
         }
     }
 }

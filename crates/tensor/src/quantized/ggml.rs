@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::frozen::WeightFormat;
-use crate::kernels::bf16::coded::{CodeLayout, CodedStrip, NUMBERS, Scales};
+use crate::kernels::bf16::coded::{self, CodeLayout, CodedStrip, NUMBERS, Scales};
 use crate::kernels::bf16::{DEPTH, LANES};
 use crate::quantized::bytes::Bytes;
 use crate::quantized::k_quants;
@@ -225,7 +225,11 @@ impl GgmlWeight {
         if expected != found {
             return Err(GgmlError::Size { format, rows, cols, expected, found });
         }
-        Ok(Self { shape, format, blocks })
+        let mut weight = Self { shape, format, blocks };
+        if rows > 0 && coded::is_supported() && weight.coded(0).is_some() {
+            weight.blocks = weight.blocks.on_large_pages();
+        }
+        Ok(weight)
     }
 
     /// Its format.

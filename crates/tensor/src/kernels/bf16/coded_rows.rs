@@ -11,46 +11,49 @@ use super::tile::{DEPTH, LANES, Tile};
 /// What the codes of a tile are scaled by, and what is added, lane by lane.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Heads {
+struct Heads {
     scales: [f32; LANES],
     offsets: [f32; LANES],
 }
 
-impl Heads {
-    pub(super) const ZERO: Self = Self { scales: [0.0; LANES], offsets: [0.0; LANES] };
-}
-
-/// A strip whose tiles are unpacked one by one.
+/// A strip whose tiles are unpacked one after the other.
 pub(super) struct CodedRows<'a> {
     strip: CodedStrip<'a>,
     /// Where each lane's row begins; lanes that don't exist have the last row's, and are scaled to zero.
     rows: [usize; LANES],
-    heads: &'a [Heads],
+    /// The same, for a gather.
+    places: [i32; LANES],
+    /// The next tile.
+    place: usize,
+    /// Of the next tile, and room for those of the one after it: they are read while a tile is unpacked.
+    heads: [Heads; 2],
     block: usize,
     codes: usize,
 }
 
 impl<'a> CodedRows<'a> {
-    /// A strip, whose scales are read to `heads`, one a tile.
+    /// A strip.
     ///
     /// # Panics
     /// Where the processor has no fast way from codes to tiles, or the strip's bytes aren't its rows'.
-    pub(super) fn new(strip: CodedStrip<'a>, heads: &'a mut [Heads]) -> Self {
+    pub(super) fn new(strip: CodedStrip<'a>) -> Self {
         assert!(super::coded::is_supported(), "the processor has a fast way from codes to tiles");
         let (codes, block) = strip.block();
         let row = strip.cols / DEPTH * block;
-        assert!((1..=LANES).contains(&strip.rows) && heads.len() * DEPTH == strip.cols, "a strip has rows and tiles");
+        assert!((1..=LANES).contains(&strip.rows) && strip.cols > 0, "a strip has rows and tiles");
         assert!(
             strip.bytes.len() == strip.rows * row && i32::try_from(LANES * row).is_ok(),
             "a strip's bytes are its rows"
         );
-        let rows = std::array::from_fn(|lane| lane.min(strip.rows - 1) * row);
-        #[allow(unsafe_code)]
-        // SAFETY: the processor has the instructions; all rows have their bytes.
-        unsafe {
-            read_heads(&strip, &rows, block, heads);
+        let (mut rows, mut places) = ([0; LANES], [0; LANES]);
+        for lane in 0..LANES {
+            rows[lane] = lane.min(strip.rows - 1) * row;
+            places[lane] = rows[lane] as i32;
         }
-        Self { strip, rows, heads, block, codes }
+        let nothing = Heads { scales: [0.0; LANES], offsets: [0.0; LANES] };
+        let mut unpacking = Self { strip, rows, places, place: 0, heads: [nothing; 2], block, codes };
+        unpacking.read_heads(0);
+        unpacking
     }
 
     /// The bytes of its rows.
@@ -58,14 +61,30 @@ impl<'a> CodedRows<'a> {
         self.strip.bytes
     }
 
-    /// Fills `tile` with the columns `place · 32` of the strip; lanes past its last row are zeros.
+    fn read_heads(&mut self, place: usize) {
+        #[allow(unsafe_code)]
+        // SAFETY: `new` checked that the processor has the instructions, and that every row has a block there.
+        unsafe {
+            read_heads(&self.strip, &self.places, place, self.block, &mut self.heads[place % 2]);
+        }
+    }
+
+    /// Fills `tile` with the next columns of the strip; lanes past its last row are zeros.
+    ///
+    /// # Panics
+    /// If there are none.
     #[inline]
-    pub(super) fn unpack(&self, place: usize, tile: &mut Tile) {
-        let heads = &self.heads[place];
+    pub(super) fn next(&mut self, tile: &mut Tile) {
+        let (place, tiles) = (self.place, self.strip.cols / DEPTH);
+        assert!(place < tiles, "a strip has its tiles");
+        self.place += 1;
+        if self.place < tiles {
+            self.read_heads(self.place);
+        }
+        let heads = &self.heads[place % 2];
         let start = self.strip.bytes.as_ptr().wrapping_add(place * self.block + self.codes);
         #[allow(unsafe_code)]
-        // SAFETY: `new` checked that the processor has the instructions, and that every row has its codes there, for
-        // there is a head for the place.
+        // SAFETY: `new` checked that the processor has the instructions, and that every row has its codes there.
         unsafe {
             match self.strip.layout {
                 CodeLayout::Halves => four_bits(self.strip.map, &SPREAD_HALVES, &self.rows, start, heads, tile),
@@ -77,39 +96,37 @@ impl<'a> CodedRows<'a> {
 }
 
 /// # Safety
-/// The processor has the instructions; the strip's rows begin at `rows` and have a block for every one of `heads`.
+/// The processor has the instructions; the strip's rows begin at `places` and have a block number `place`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c")]
 #[allow(unsafe_code)]
-unsafe fn read_heads(strip: &CodedStrip<'_>, rows: &[usize; LANES], block: usize, heads: &mut [Heads]) {
+unsafe fn read_heads(strip: &CodedStrip<'_>, places: &[i32; LANES], place: usize, block: usize, heads: &mut Heads) {
     let exists = mask(strip.rows);
     let nothing = _mm512_maskz_mov_ps(exists, _mm512_set1_ps(-0.0));
-    let places: [i32; LANES] = rows.map(|row| row as i32);
-    // SAFETY: 16 numbers.
-    let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
-    for (place, head) in heads.iter_mut().enumerate() {
-        let (scales, offsets) = match strip.scales {
-            Scales::Absmax { absmax, block_size, first } => {
-                let mut scales = [0.0; LANES];
-                for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
-                    *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
-                }
-                // SAFETY: 16 floats.
-                (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
+    let (scales, offsets) = match strip.scales {
+        Scales::Absmax { absmax, block_size, first } => {
+            let mut scales = [0.0; LANES];
+            for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
+                *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
             }
-            Scales::Head | Scales::HeadAndOffset => {
-                let start = strip.bytes.as_ptr().wrapping_add(place * block);
-                // SAFETY: every row has a block there, of more than four bytes.
-                let words = unsafe { _mm512_i32gather_epi32::<1>(places, start.cast()) };
-                let scales = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(words));
-                let offsets = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)));
-                (scales, if matches!(strip.scales, Scales::HeadAndOffset) { offsets } else { nothing })
-            }
-        };
-        // SAFETY: 16 floats each.
-        unsafe {
-            _mm512_storeu_ps(head.scales.as_mut_ptr(), scales);
-            _mm512_storeu_ps(head.offsets.as_mut_ptr(), offsets);
+            // SAFETY: 16 floats.
+            (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
         }
+        Scales::Head | Scales::HeadAndOffset => {
+            let start = strip.bytes.as_ptr().wrapping_add(place * block);
+            // SAFETY: 16 numbers; every row has a block there, of more than four bytes.
+            let words = unsafe {
+                let places = _mm512_loadu_si512(places.as_ptr().cast());
+                _mm512_i32gather_epi32::<1>(places, start.cast())
+            };
+            let scales = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(words));
+            let offsets = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)));
+            (scales, if matches!(strip.scales, Scales::HeadAndOffset) { offsets } else { nothing })
+        }
+    };
+    // SAFETY: 16 floats each.
+    unsafe {
+        _mm512_store_ps(heads.scales.as_mut_ptr(), scales);
+        _mm512_store_ps(heads.offsets.as_mut_ptr(), offsets);
     }
 }
 
@@ -182,11 +199,11 @@ unsafe fn four_bits(
 #[allow(unsafe_code)]
 unsafe fn bytes(rows: &[usize; LANES], start: *const u8, heads: &Heads, tile: &mut Tile) {
     let out = tile.0.as_mut_ptr();
-    for lane in 0..LANES {
+    for (lane, row) in rows.iter().enumerate() {
         let scale = _mm512_set1_ps(heads.scales[lane]);
         // SAFETY: the caller vouches for the bytes; a tile is 16 aligned vectors.
         unsafe {
-            let codes = start.add(rows[lane]);
+            let codes = start.add(*row);
             let value = |bytes: *const u8| {
                 _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.cast()))), scale)
             };
@@ -232,11 +249,10 @@ mod tests {
                     let tiles = cols / DEPTH;
                     let mut expected = vec![Tile::ZERO; tiles];
                     coded::unpack(&strip(), 0..tiles, &mut expected);
-                    let mut heads = vec![Heads::ZERO; tiles];
-                    let unpacking = CodedRows::new(strip(), &mut heads);
+                    let mut unpacking = CodedRows::new(strip());
                     for (place, expected) in expected.iter().enumerate() {
                         let mut tile = Tile([7; 512]);
-                        unpacking.unpack(place, &mut tile);
+                        unpacking.next(&mut tile);
                         for lane in 0..LANES {
                             for depth in 0..DEPTH {
                                 let value = |tile: &Tile, order| tile.0[index(order, lane, depth)];

@@ -5,31 +5,30 @@ use std::arch::x86_64::*;
 
 use super::super::avx512_pack::{mask, transposed};
 use super::super::coded::CodedStrip;
-use super::super::coded_rows::{CodedRows, Heads};
+use super::super::coded_rows::CodedRows;
 use super::super::product::Output;
 use super::super::tile::{LANES, Tile};
 use super::unit::{Groups, Square};
 use crate::kernels::prefetch_beyond;
 
-/// Computes the strip number `number` of the result from `rows`, strips of as many tiles in pairs order as there are `heads`.
+/// Computes the strip number `number` of the result from `rows`, strips of `depth` tiles in pairs order.
 pub(super) fn strip(
     groups: &Groups,
     rows: &[Tile],
     codes: CodedStrip<'_>,
     number: usize,
-    heads: &mut [Heads],
+    depth: usize,
     output: &Output,
 ) {
     /// Tiles in turn, so that none is written before it has been read.
     const TURNS: usize = 4;
-    let depth = heads.len();
-    let codes = CodedRows::new(codes, heads);
+    let mut codes = CodedRows::new(codes);
     let mut tiles = [Tile::ZERO; TURNS];
     groups.clear();
     for place in 0..depth {
         fetch_ahead(codes.bytes(), place, depth);
         let tile = &mut tiles[place % TURNS];
-        codes.unpack(place, tile);
+        codes.next(tile);
         groups.add_right(tile, &rows[place..], depth);
     }
     let (out, cols) = output.strip(number);
@@ -51,7 +50,7 @@ pub(super) fn strip(
 }
 
 /// Fetches of the strip after this one, which is as long and need not exist, what lies where tile `place` of `count` lies in
-/// this one, and somewhat further: a strip's scales are read before anything else.
+/// this one, and somewhat further.
 #[inline(always)]
 fn fetch_ahead(bytes: &[u8], place: usize, count: usize) {
     const FURTHER: usize = 1024;

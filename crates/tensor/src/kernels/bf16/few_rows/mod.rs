@@ -13,7 +13,6 @@ mod unit;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::coded_rows::Heads;
 use super::operand::Columns;
 use super::pack::{Order, pack_strip};
 use super::product::{Output, Product};
@@ -41,7 +40,7 @@ pub(super) fn products(products: Vec<(ViewMut<'_>, Product<'_>)>, parallelism: P
     let wholes: Vec<Whole<'_>> = products.into_iter().map(|(c, product)| Whole::new(c, &product)).collect();
     let strips = wholes.iter().map(Whole::strips).sum();
     in_pieces(strips, LEAST, parallelism == Parallelism::Pool, |pieces| {
-        SCRATCH.with_borrow_mut(|scratch| {
+        ROWS.with_borrow_mut(|rows| {
             // Which product's rows are packed, and whose shape the unit has.
             let mut packed: Option<(&Whole<'_>, Groups)> = None;
             while let Some(piece) = pieces.take() {
@@ -54,10 +53,10 @@ pub(super) fn products(products: Vec<(ViewMut<'_>, Product<'_>)>, parallelism: P
                     }
                     if !packed.as_ref().is_some_and(|(other, _)| whole.has_rows_of(other)) {
                         drop(packed.take());
-                        packed = Some((whole, whole.pack(&mut scratch.rows)));
+                        packed = Some((whole, whole.pack(rows)));
                     }
                     if let Some((_, groups)) = &packed {
-                        whole.run(groups, strips, scratch);
+                        whole.run(groups, strips, rows);
                     }
                 }
             }
@@ -65,17 +64,9 @@ pub(super) fn products(products: Vec<(ViewMut<'_>, Product<'_>)>, parallelism: P
     });
 }
 
-/// A thread's buffers, which stay in its caches.
-#[derive(Default)]
-struct Scratch {
-    /// The packed rows.
-    rows: Vec<Tile>,
-    /// Scales of a strip of codes.
-    heads: Vec<Heads>,
-}
-
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// The packed rows, which stay in the thread's caches.
+    static ROWS: RefCell<Vec<Tile>> = RefCell::default();
 }
 
 /// A product, and where its result goes.
@@ -126,17 +117,16 @@ impl<'a> Whole<'a> {
     }
 
     /// Computes some strips of the result.
-    fn run(&self, groups: &Groups, strips: Range<usize>, scratch: &mut Scratch) {
+    fn run(&self, groups: &Groups, strips: Range<usize>, rows: &[Tile]) {
         let depth = self.depth();
-        let rows = &scratch.rows[..groups.count() * depth];
+        let rows = &rows[..groups.count() * depth];
         if self.b.is_packed() {
             let panel = self.b.panel(strips.clone(), 0..depth, &mut []);
             packed::strips(groups, rows, &panel, strips, depth, &self.output);
         } else {
-            scratch.heads.resize(scratch.heads.len().max(depth), Heads::ZERO);
             for strip in strips {
                 let codes = self.b.coded(strip).expect("all strips of such columns are codes");
-                coded::strip(groups, rows, codes, strip, &mut scratch.heads[..depth], &self.output);
+                coded::strip(groups, rows, codes, strip, depth, &self.output);
             }
         }
     }
