@@ -200,12 +200,13 @@ unsafe fn four_bits(
 unsafe fn bytes(rows: &[usize; LANES], start: *const u8, heads: &Heads, tile: &mut Tile) {
     let out = tile.0.as_mut_ptr();
     for (lane, row) in rows.iter().enumerate() {
-        let scale = _mm512_set1_ps(heads.scales[lane]);
+        let (scale, offset) = (_mm512_set1_ps(heads.scales[lane]), _mm512_set1_ps(heads.offsets[lane]));
         // SAFETY: the caller vouches for the bytes; a tile is 16 aligned vectors.
         unsafe {
             let codes = start.add(*row);
             let value = |bytes: *const u8| {
-                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.cast()))), scale)
+                let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.cast())));
+                _mm512_fmadd_ps(values, scale, offset)
             };
             _mm512_store_si512(out.add(lane * DEPTH).cast(), convert(value(codes), value(codes.add(LANES))));
         }
