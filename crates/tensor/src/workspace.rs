@@ -145,16 +145,25 @@ fn class_of(data: &[f32]) -> usize {
 /// A new buffer of `class` floats, not touched yet. Its whole large pages are asked for as such: that is one page fault in
 /// place of 512, and rows that lie far apart still share pages.
 pub(crate) fn fresh(class: usize) -> Vec<f32> {
-    let data = vec![0.0; class + alignment(class)];
+    zeros(class + alignment(class))
+}
+
+/// `len` zeros, not touched yet, on large pages as far as they fill such. A walk over values on pages of 4 KiB looks up the
+/// table of pages at every 64th line, which on a virtual machine takes about as long as reading them.
+pub fn zeros(len: usize) -> Vec<f32> {
+    let data = vec![0.0; len];
     #[cfg(target_os = "linux")]
-    if class >= PAGE {
+    {
         let start = data.as_ptr().align_offset(PAGE * size_of::<f32>());
-        #[allow(unsafe_code)]
-        // SAFETY: the range lies in the vector; the call changes how its memory is backed, not what it holds. Where it
-        // fails, small pages do.
-        unsafe {
-            let bytes = class / PAGE * PAGE * size_of::<f32>();
-            libc::madvise(data.as_ptr().add(start).cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
+        let whole = len.saturating_sub(start) / PAGE * PAGE;
+        if whole > 0 {
+            #[allow(unsafe_code)]
+            // SAFETY: the range lies in the vector; the call changes how its memory is backed, not what it holds. Where
+            // it fails, small pages do.
+            unsafe {
+                let bytes = whole * size_of::<f32>();
+                libc::madvise(data.as_ptr().add(start).cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
+            }
         }
     }
     data

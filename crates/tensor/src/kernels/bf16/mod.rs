@@ -24,6 +24,8 @@ mod rows;
 mod stack;
 mod sums;
 mod tile;
+mod tokens;
+mod weight_gradient;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,8 @@ pub(crate) use rows::Part;
 pub(crate) use stack::{Padded, Stack};
 pub(crate) use sums::Sums;
 pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
+pub(crate) use tokens::{TokenTiles, Tokens};
+pub(crate) use weight_gradient::weight_gradient;
 
 use crate::kernels::{Parallelism, ViewMut};
 
