@@ -4,6 +4,7 @@
 //! Everything is a matrix `[tokens, features]`; [`Segments`] say where sequences begin and end; there is no padding.
 
 mod adapter;
+mod arena;
 mod awake;
 mod checkpoint;
 mod forward;

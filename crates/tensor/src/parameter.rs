@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::Matrix;
-use crate::tape::{add_assign, owned};
+use crate::tape::add_assign;
 use crate::workspace::Workspace;
 
 /// Identifies a trainable tensor within the process.
@@ -120,12 +120,7 @@ impl Gradients {
         self.by_parameter.get(&parameter)
     }
 
-    /// The gradient of a parameter, shaped as its value; `None` where no backward pass has reached it.
-    pub fn get_mut(&mut self, parameter: ParameterId) -> Option<&mut Matrix> {
-        self.by_parameter.get_mut(&parameter)
-    }
-
-    /// Sets all gradients to zero and keeps their buffers.
+    /// Forgets all gradients, whose memory the next pass takes for its values.
     pub fn clear(&mut self) {
         self.by_parameter.clear();
     }
@@ -148,14 +143,15 @@ impl Gradients {
         }
     }
 
-    /// Adds a whole gradient, which may have other users.
-    pub(crate) fn add(&mut self, parameter: ParameterId, gradient: Arc<Matrix>) {
-        match self.by_parameter.entry(parameter) {
-            Entry::Occupied(sum) => add_assign(sum.into_mut(), &gradient),
-            Entry::Vacant(place) => {
-                place.insert(owned(gradient, &self.workspace));
+    /// Adds a whole gradient.
+    pub(crate) fn add(&mut self, parameter: ParameterId, gradient: &Matrix) {
+        self.accumulate(parameter, gradient.shape(), |_, sum, beta| {
+            if beta == 0.0 {
+                sum.data_mut().copy_from_slice(gradient.data());
+            } else {
+                add_assign(sum, gradient);
             }
-        }
+        });
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) trait Backward: Send {
 }
 
 /// The matrix itself where this was its last user, otherwise a copy.
-pub(crate) fn owned(matrix: Arc<Matrix>, workspace: &Workspace) -> Matrix {
+fn owned(matrix: Arc<Matrix>, workspace: &Workspace) -> Matrix {
     Arc::try_unwrap(matrix).unwrap_or_else(|shared| shared.copy_in(workspace))
 }
 
@@ -254,7 +254,7 @@ impl Tape {
             let mut flow =
                 Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
             match entry {
-                Entry::Parameter(id) => gradients.add(id, gradient),
+                Entry::Parameter(id) => gradients.add(id, &gradient),
                 Entry::Operation(name, operation) => {
                     operation.backward(gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
@@ -322,7 +322,7 @@ impl Flow<'_> {
         let Some(node) = input else { return };
         let gradient = gradient.into();
         match &self.entries[node.0] {
-            Entry::Parameter(id) => self.gradients.add(*id, gradient),
+            Entry::Parameter(id) => self.gradients.add(*id, &gradient),
             _ => match &mut self.pending[node.0] {
                 Some(sum) => add_assign(unshared(sum, self.workspace), &gradient),
                 empty => *empty = Some(gradient),
