@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::operand::{PackedColumns, corner};
-use super::pack::{Order, index, pack};
+use super::operand::{PackedColumns, SIDE_BY_SIDE, pack_side_by_side};
+use super::pack::{Order, index};
 use super::tile::{DEPTH, LANES, Tile, from_bf16};
 use crate::Workspace;
 use crate::kernels::View;
@@ -28,9 +28,6 @@ pub(crate) struct TokenTiles<'a> {
     /// A multiple of [`DEPTH`].
     pub(crate) features: usize,
 }
-
-/// Strips of features that are packed side by side: rows are read in stretches of some cache lines.
-const SIDE_BY_SIDE: usize = 8;
 
 impl<'a> Tokens<'a> {
     pub(crate) fn tokens(&self) -> usize {
@@ -69,7 +66,10 @@ impl<'a> Tokens<'a> {
 
     /// The right factor of a product, packed whole.
     pub(crate) fn columns(self, workspace: &Workspace) -> PackedColumns {
-        let (tokens, features) = (self.tokens(), self.features());
+        let TokenTiles { tokens, features, .. } = match self {
+            Self::Floats(view) => return PackedColumns::pack(workspace, view),
+            Self::Tiles(tiles) => tiles,
+        };
         let mut columns = PackedColumns::with_room(workspace, tokens, features);
         let depth = tokens.div_ceil(DEPTH);
         if depth > 0 {
@@ -93,13 +93,14 @@ impl<'a> Tokens<'a> {
     }
 
     fn pack(self, strips: Range<usize>, depth: Range<usize>, scale: f32, order: Order, tiles: &mut [Tile]) {
-        let stride = depth.len();
-        for (at, place) in depth.enumerate() {
-            for (row, strip) in strips.clone().enumerate() {
-                let tile = &mut tiles[row * stride + at];
-                match self {
-                    Self::Floats(view) => pack(corner(view.transposed(), strip, place, scale), order, tile),
-                    Self::Tiles(source) => source.turn(strip, place, scale, order, tile),
+        match self {
+            Self::Floats(view) => pack_side_by_side(view.transposed(), strips, depth, scale, order, tiles),
+            Self::Tiles(source) => {
+                let stride = depth.len();
+                for (at, place) in depth.enumerate() {
+                    for (row, strip) in strips.clone().enumerate() {
+                        source.turn(strip, place, scale, order, &mut tiles[row * stride + at]);
+                    }
                 }
             }
         }

@@ -21,14 +21,7 @@ const MOST_DEPTH: usize = 40;
 const WORTH_HALVING: usize = 8;
 
 /// `dw ← beta·dw + scale·dyᵀ·x` for `dy` `[tokens, out]`, `x` `[tokens, in]` and `dw` `[out, in]`.
-pub(crate) fn weight_gradient(
-    unit: Unit,
-    dw: ViewMut<'_>,
-    beta: f32,
-    scale: f32,
-    dy: Tokens<'_>,
-    x: &PackedColumns,
-) {
+pub(crate) fn weight_gradient(unit: Unit, dw: ViewMut<'_>, beta: f32, scale: f32, dy: Tokens<'_>, x: &PackedColumns) {
     assert_eq!(dy.tokens(), x.depth(), "both factors have a row a token");
     assert_eq!((dw.rows, dw.cols), (dy.features(), x.cols()), "a weight's gradient is [out, in]");
     if dw.rows == 0 || dw.cols == 0 {
@@ -93,5 +86,62 @@ impl Task<'_> {
                 panels(unit, &target, &a, self.x, self.columns.clone(), depth, None, accumulate, scratch);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::View;
+    use crate::kernels::bf16::tile::{from_bf16, to_bf16};
+    use crate::ops::finite_differences::random;
+    use crate::{Matrix, Workspace};
+
+    fn rounded(rows: usize, cols: usize, index: u64) -> Matrix {
+        let values = random(rows, cols, index).data().iter().map(|value| from_bf16(to_bf16(*value))).collect();
+        Matrix::from_vec(rows, cols, values)
+    }
+
+    /// Written and added to, for ragged shapes, one and several stretches of tokens, one and several tasks.
+    #[test]
+    fn equals_its_definition() {
+        for (tokens, out, width) in [(1, 1, 1), (33, 17, 40), (70, 300, 33), (1500, 50, 260), (64, 600, 96)] {
+            let (dy, x) = (rounded(tokens, out, 0), rounded(tokens, width, 1));
+            for unit in Unit::ALL.iter().copied().filter(|unit| unit.is_supported()) {
+                let columns = Tokens::Floats(View::of(&x)).columns(&Workspace::new());
+                let mut dw = Matrix::from_vec(out, width, vec![f32::NAN; out * width]);
+                for (beta, times) in [(0.0, 0.5), (1.0, 1.0)] {
+                    let tokens_of_dy = Tokens::Floats(View::of(&dy));
+                    weight_gradient(unit, ViewMut::of(&mut dw), beta, 0.5, tokens_of_dy, &columns);
+                    for row in 0..out {
+                        for col in 0..width {
+                            let terms = (0..tokens).map(|token| {
+                                let term = f64::from(dy.row(token)[row]) * f64::from(x.row(token)[col]);
+                                (term, term.abs())
+                            });
+                            let (sum, size) = terms.fold((0.0, 0.0), |sum, term| (sum.0 + term.0, sum.1 + term.1));
+                            let error = (f64::from(dw.row(row)[col]) - times * sum).abs();
+                            assert!(error <= 1e-6 * size + 1e-12, "{tokens} × {out} × {width}, {unit:?}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (dy, x) = (random(1500, 500, 0), random(1500, 130, 1));
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let columns = Tokens::Floats(View::of(&x)).columns(&Workspace::new());
+                let mut dw = Matrix::zeros(500, 130);
+                let dy = Tokens::Floats(View::of(&dy));
+                weight_gradient(Unit::detect(), ViewMut::of(&mut dw), 0.0, 1.0, dy, &columns);
+                dw
+            })
+        };
+        assert!(with(1) == with(2) && with(2) == with(5));
     }
 }
