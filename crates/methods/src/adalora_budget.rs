@@ -51,12 +51,12 @@ impl Importance {
         Self { parameter: parameter.clone(), sensitivity: zeros(), uncertainty: zeros() }
     }
 
-    fn update(&mut self, gradients: &Gradients, beta1: f32, beta2: f32) {
+    fn update(&mut self, gradients: &Gradients, gradient_scale: f32, beta1: f32, beta2: f32) {
         let value = self.parameter.value();
         let Some(gradient) = gradients.get(self.parameter.id()) else { return };
         let means = self.sensitivity.data_mut().iter_mut().zip(self.uncertainty.data_mut());
         for ((sensitivity, uncertainty), (w, gradient)) in means.zip(value.data().iter().zip(gradient.data())) {
-            let importance = (w * gradient).abs();
+            let importance = (w * (gradient * gradient_scale)).abs();
             *sensitivity = beta1 * *sensitivity + (1.0 - beta1) * importance;
             *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (importance - *sensitivity).abs();
         }
@@ -194,7 +194,7 @@ impl Routine for Budget {
         sum
     }
 
-    fn after_step(&mut self, gradients: &Gradients, step: u64) {
+    fn after_step(&mut self, gradients: &Gradients, gradient_scale: f32, step: u64) {
         let step = step + 1;
         let last = self.total() - self.config.tfinal;
         if step > last {
@@ -208,7 +208,9 @@ impl Routine for Budget {
         if step < last {
             let (beta1, beta2) = (self.config.beta1 as f32, self.config.beta2 as f32);
             for layer in &mut self.layers {
-                layer.each_mut().into_iter().for_each(|importance| importance.update(gradients, beta1, beta2));
+                for importance in layer.each_mut() {
+                    importance.update(gradients, gradient_scale, beta1, beta2);
+                }
             }
         }
         let Some(budget) = self.budget(step) else { return };
@@ -358,7 +360,7 @@ mod tests {
     fn what_is_restored_goes_on_as_before() {
         let mut first = budget(config());
         let gradients = Gradients::new(&Workspace::new());
-        first.after_step(&gradients, 79);
+        first.after_step(&gradients, 1.0, 79);
         let mut second = budget(config());
         second.layers[0].e.sensitivity = Matrix::zeros(3, 1);
         second.restore(first.state());

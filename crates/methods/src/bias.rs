@@ -1,7 +1,8 @@
 //! Trained biases beside a method's own tensors: the `bias` key.
 
 use tunesmith_tensor::{
-    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Site, SiteId, Tape, Trainable, Tuned, Var, WeightTuner,
+    Adapter, Affine, Base, FrozenWeight, Matrix, Parameter, Replacement, Site, SiteId, Tape, Trainable, Tuned, Var,
+    WeightTuner,
 };
 
 use crate::build::parameter_name;
@@ -59,6 +60,10 @@ impl WeightTuner for BiasTuner {
 
     fn affine(&self, tape: &mut Tape, base: Base<'_>, _x: &Var) -> Affine {
         Affine { bias: Some(self.whole(tape, base)), ..Affine::frozen() }
+    }
+
+    fn replacement(&self, tape: &mut Tape, base: Base<'_>) -> Option<Replacement> {
+        Some(Replacement { weight: None, bias: Some(self.whole(tape, base)) })
     }
 }
 

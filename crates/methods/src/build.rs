@@ -39,9 +39,9 @@ impl BuiltAdapter {
         self.routines.iter().flatten().map(|routine| routine.regularise(workspace, gradients)).sum()
     }
 
-    /// After update number `step`, made with `gradients`.
-    pub fn after_step(&mut self, gradients: &Gradients, step: u64) {
-        self.routines.iter_mut().flatten().for_each(|routine| routine.after_step(gradients, step));
+    /// After update number `step`, made with `gradients` times `gradient_scale`.
+    pub fn after_step(&mut self, gradients: &Gradients, gradient_scale: f32, step: u64) {
+        self.routines.iter_mut().flatten().for_each(|routine| routine.after_step(gradients, gradient_scale, step));
     }
 }
 

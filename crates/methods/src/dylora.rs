@@ -223,7 +223,7 @@ impl Routine for Sampling {
         self.before = self.tensors.iter().map(|tensors| tensors.each_ref().map(Parameter::value)).collect();
     }
 
-    fn after_step(&mut self, _gradients: &Gradients, step: u64) {
+    fn after_step(&mut self, _gradients: &Gradients, _gradient_scale: f32, step: u64) {
         let rank = self.rank(step);
         let first = if self.config.frozen { rank - 1 } else { 0 };
         for ([a, b], [a_before, b_before]) in self.tensors.iter_mut().zip(std::mem::take(&mut self.before)) {
@@ -427,7 +427,7 @@ mod tests {
                 for parameter in tuner.parameters_mut() {
                     parameter.value_mut().data_mut().iter_mut().for_each(|value| *value += 1.0);
                 }
-                sampling.after_step(&Gradients::new(&Workspace::new()), step);
+                sampling.after_step(&Gradients::new(&Workspace::new()), 1.0, step);
                 let may = |place: usize| place < rank && (!frozen || place == rank - 1);
                 for place in 0..4 {
                     assert_eq!(tuner.a.value().row(place) != a.row(place), may(place), "A[{place}] at rank {rank}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tunesmith_tensor::{
-    Adapter, Base, Matrix, Parameter, Site, SiteId, SiteKind, Stored, Tape, Trainable, Tuned, WeightTuner,
+    Adapter, Base, Matrix, Parameter, Replacement, Site, SiteId, SiteKind, Stored, Tape, Trainable, Tuned, WeightTuner,
 };
 
 use crate::build::parameter_name;
@@ -82,6 +82,11 @@ impl WeightTuner for FullTuner {
             weight = tape.transpose(&weight);
         }
         Tuned { weight, bias: self.bias.as_ref().map(|bias| tape.parameter(bias)) }
+    }
+
+    fn replacement(&self, tape: &mut Tape, base: Base<'_>) -> Option<Replacement> {
+        let Tuned { weight, bias } = self.tuned(tape, base);
+        Some(Replacement { weight: Some(weight), bias })
     }
 }
 

@@ -157,8 +157,8 @@ pub trait Routine: Send + Sync {
         0.0
     }
 
-    /// After update number `step`, made with `gradients`.
-    fn after_step(&mut self, _gradients: &Gradients, _step: u64) {}
+    /// After update number `step`, made with `gradients` times `gradient_scale`.
+    fn after_step(&mut self, _gradients: &Gradients, _gradient_scale: f32, _step: u64) {}
 
     /// Keys of `adapter_config.json` that training has set.
     fn file_keys(&self) -> Map<String, Value> {

@@ -4,6 +4,7 @@
 //! Everything is a matrix `[tokens, features]`; [`Segments`] say where sequences begin and end; there is no padding.
 
 mod adapter;
+mod arena;
 mod awake;
 mod checkpoint;
 mod forward;
@@ -31,7 +32,7 @@ pub use adapter::Adapter;
 pub use forward::{FeedForwardSites, Forward, PostNorm, SelfAttentionSites};
 pub use frozen::FrozenWeight;
 pub use frozen_tuner::FrozenTuner;
-pub use kernels::{Kernels, Precision};
+pub use kernels::{Kernels, Precision, vectorised};
 pub use machine::{MachinePeaks, tile_unit_peak};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
@@ -55,7 +56,7 @@ pub use site::{Role, Site, SiteId, SiteKind};
 pub use tape::{Tape, Var};
 pub use torch_generator::TorchGenerator;
 pub use tuner::{
-    Affine, AttentionTuner, Base, HiddenTuner, InputTuner, LowRankUpdate, Stored, SubLayer, SubLayerNorm, Term,
-    Trainable, Tuned, WeightTuner,
+    Affine, AttentionTuner, Base, HiddenTuner, InputTuner, LowRankUpdate, Replacement, Stored, SubLayer, SubLayerNorm,
+    Term, Trainable, Tuned, WeightTuner,
 };
-pub use workspace::Workspace;
+pub use workspace::{Workspace, zeros};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::workspace::{Buffer, Workspace};
+use crate::workspace::{Buffer, Workspace, zeros};
 
 /// A dense row-major float32 matrix.
 pub struct Matrix {
@@ -23,7 +23,7 @@ impl Matrix {
 
     /// A matrix of zeros that belongs to no workspace.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self::from_vec(rows, cols, vec![0.0; rows * cols])
+        Self::from_vec(rows, cols, zeros(rows * cols))
     }
 
     /// A matrix from the workspace's pool, with unspecified contents.

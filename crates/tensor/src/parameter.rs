@@ -1,11 +1,13 @@
 //! Trainable tensors and their gradients.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::Matrix;
+use crate::tape::add_assign;
 use crate::workspace::Workspace;
 
 /// Identifies a trainable tensor within the process.
@@ -118,20 +120,38 @@ impl Gradients {
         self.by_parameter.get(&parameter)
     }
 
-    /// The gradient of a parameter, shaped as its value; `None` where no backward pass has reached it.
-    pub fn get_mut(&mut self, parameter: ParameterId) -> Option<&mut Matrix> {
-        self.by_parameter.get_mut(&parameter)
-    }
-
-    /// Sets all gradients to zero and keeps their buffers.
+    /// Forgets all gradients, whose memory the next pass takes for its values.
     pub fn clear(&mut self) {
         self.by_parameter.clear();
     }
 
-    /// The accumulator of a parameter, zero at first.
-    pub(crate) fn accumulator(&mut self, parameter: ParameterId, shape: (usize, usize)) -> &mut Matrix {
-        let workspace = &self.workspace;
-        self.by_parameter.entry(parameter).or_insert_with(|| Matrix::zeros_in(workspace, shape.0, shape.1))
+    /// Lets `write` add to the gradient of a parameter in place. It gets the matrix and `beta`: 0 where the matrix holds
+    /// nothing yet and every value must be written, 1 where it must be added to.
+    pub(crate) fn accumulate(
+        &mut self,
+        parameter: ParameterId,
+        shape: (usize, usize),
+        write: impl FnOnce(&Workspace, &mut Matrix, f32),
+    ) {
+        match self.by_parameter.entry(parameter) {
+            Entry::Occupied(sum) => write(&self.workspace, sum.into_mut(), 1.0),
+            Entry::Vacant(place) => {
+                let mut matrix = Matrix::uninitialised(&self.workspace, shape.0, shape.1);
+                write(&self.workspace, &mut matrix, 0.0);
+                place.insert(matrix);
+            }
+        }
+    }
+
+    /// Adds a whole gradient.
+    pub(crate) fn add(&mut self, parameter: ParameterId, gradient: &Matrix) {
+        self.accumulate(parameter, gradient.shape(), |_, sum, beta| {
+            if beta == 0.0 {
+                sum.data_mut().copy_from_slice(gradient.data());
+            } else {
+                add_assign(sum, gradient);
+            }
+        });
     }
 }
 

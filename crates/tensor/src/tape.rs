@@ -254,7 +254,7 @@ impl Tape {
             let mut flow =
                 Flow { workspace: &self.workspace, entries: &self.entries, pending: &mut pending, gradients };
             match entry {
-                Entry::Parameter(id) => add_assign(gradients.accumulator(id, gradient.shape()), &gradient),
+                Entry::Parameter(id) => gradients.add(id, &gradient),
                 Entry::Operation(name, operation) => {
                     operation.backward(gradient, &mut flow);
                     if let Some(stopwatch) = &mut self.stopwatch {
@@ -322,7 +322,7 @@ impl Flow<'_> {
         let Some(node) = input else { return };
         let gradient = gradient.into();
         match &self.entries[node.0] {
-            Entry::Parameter(id) => add_assign(self.gradients.accumulator(*id, gradient.shape()), &gradient),
+            Entry::Parameter(id) => self.gradients.add(*id, &gradient),
             _ => match &mut self.pending[node.0] {
                 Some(sum) => add_assign(unshared(sum, self.workspace), &gradient),
                 empty => *empty = Some(gradient),
@@ -340,7 +340,7 @@ impl Flow<'_> {
     ) {
         let Some(node) = input else { return };
         match &self.entries[node.0] {
-            Entry::Parameter(id) => write(self.workspace, self.gradients.accumulator(*id, shape), 1.0),
+            Entry::Parameter(id) => self.gradients.accumulate(*id, shape, write),
             _ => match &mut self.pending[node.0] {
                 Some(sum) => write(self.workspace, unshared(sum, self.workspace), 1.0),
                 empty => {

@@ -75,6 +75,15 @@ pub struct LowRankUpdate {
     pub scale: f32,
 }
 
+/// What stands in for the frozen weight and bias of a linear.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    /// `[out, in]`; `None` keeps the frozen one.
+    pub weight: Option<Var>,
+    /// `[1, out]`; `None` keeps the frozen one.
+    pub bias: Option<Var>,
+}
+
 /// Holds trainable tensors.
 pub trait Trainable: Send + Sync {
     /// The trainable tensors, in the order of the adapter file's keys for this site.
@@ -129,6 +138,12 @@ pub trait WeightTuner: Trainable {
     /// The update, where the tuned linear is the frozen one and a low-rank update of the same input: what `affine` then
     /// means too, but computed in one operation. `None`, the default, uses `affine`.
     fn low_rank(&self, _tape: &mut Tape) -> Option<LowRankUpdate> {
+        None
+    }
+
+    /// The weight and bias that stand in for the frozen ones, where that is all the tuner does to a linear: what `affine` then
+    /// means too, but computed in one operation with what surrounds it. `None`, the default, uses `affine`.
+    fn replacement(&self, _tape: &mut Tape, _base: Base<'_>) -> Option<Replacement> {
         None
     }
 

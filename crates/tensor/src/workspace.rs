@@ -1,13 +1,12 @@
 //! A pool of float buffers that lives across steps.
 //!
-//! The first touch of fresh memory costs more than most row-wise operations (a page fault every 4 KiB), so a buffer
-//! that an operation no longer needs goes back to the pool and the next operation of a similar size takes it. In the
-//! steady state a training step touches no fresh page.
+//! The first touch of fresh memory costs more than most row-wise operations, so a buffer that an operation no longer needs
+//! goes back to the pool and another operation takes its place. In the steady state a training step touches no fresh page.
 
-use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use crate::arena::{Arena, Piece};
 use crate::awake;
 use crate::kernels::Kernels;
 use crate::profile::Profile;
@@ -15,7 +14,7 @@ use crate::profile::Profile;
 /// Buffers for reuse, and the kernels that work on them. Cheap to clone; clones share the pool.
 #[derive(Clone, Debug)]
 pub struct Workspace {
-    pool: Arc<Pool>,
+    pool: Arc<Arena>,
     kernels: Kernels,
     profile: Option<Profile>,
     checkpointing: bool,
@@ -70,10 +69,7 @@ impl Workspace {
 
     /// A buffer of `len` floats, aligned to cache lines, with unspecified (initialised, possibly stale) contents.
     pub(crate) fn take(&self, len: usize) -> Buffer {
-        let class = size_class(len);
-        let data = self.pool.take(class).unwrap_or_else(|| fresh(class));
-        let start = data.as_ptr().align_offset(alignment(class) * size_of::<f32>());
-        Buffer { data, start, len, pool: Some(Arc::clone(&self.pool)) }
+        Buffer(Memory::Piece(self.pool.take(len)))
     }
 
     /// Runs `work` on a thread of the pool. Operations that begin there share their work at once; from any other thread
@@ -85,45 +81,18 @@ impl Workspace {
 
     /// Bytes that lie in the pool, waiting for reuse.
     pub fn idle_bytes(&self) -> usize {
-        let free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.iter().map(|(class, buffers)| class * buffers.len() * size_of::<f32>()).sum()
+        self.pool.idle_bytes()
     }
 
-    /// Gives the idle buffers back to the operating system.
+    /// Gives idle memory back to the operating system, as far as no buffer lies beside it.
     pub fn trim(&self) {
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.pool.trim();
     }
 }
 
 impl Default for Workspace {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-#[derive(Debug, Default)]
-struct Pool {
-    /// Free buffers by size class.
-    free: Mutex<BTreeMap<usize, Vec<Vec<f32>>>>,
-}
-
-impl Pool {
-    /// A free buffer of at least `class` floats and at most twice as many: batches differ in length, and a short one
-    /// takes the buffers of a long one. Where there is none, free buffers that the new one outgrows are given up in
-    /// exchange, so that the pool holds what the longest batch needs and not the sum over all lengths.
-    fn take(&self, class: usize) -> Option<Vec<f32>> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = free.range(class..=2 * class).find(|(_, buffers)| !buffers.is_empty()).map(|(size, _)| *size);
-        if let Some(size) = fitting {
-            return free.get_mut(&size).and_then(Vec::pop);
-        }
-        let mut given_up = 0;
-        for (size, buffers) in free.range_mut(class / 2..class).rev() {
-            while given_up < class && buffers.pop().is_some() {
-                given_up += size;
-            }
-        }
-        None
     }
 }
 
@@ -137,51 +106,47 @@ pub(crate) fn alignment(class: usize) -> usize {
     if class >= PAGE { PAGE } else { LINE }
 }
 
-/// The class of a buffer of the pool.
-fn class_of(data: &[f32]) -> usize {
-    data.len() - if data.len() >= 2 * PAGE { PAGE } else { LINE }
-}
-
 /// A new buffer of `class` floats, not touched yet. Its whole large pages are asked for as such: that is one page fault in
 /// place of 512, and rows that lie far apart still share pages.
 pub(crate) fn fresh(class: usize) -> Vec<f32> {
-    let data = vec![0.0; class + alignment(class)];
+    zeros(class + alignment(class))
+}
+
+/// `len` zeros, not touched yet, on large pages as far as they fill such. A walk over values on pages of 4 KiB looks up the
+/// table of pages at every 64th line, which on a virtual machine takes about as long as reading them.
+pub fn zeros(len: usize) -> Vec<f32> {
+    let data = vec![0.0; len];
     #[cfg(target_os = "linux")]
-    if class >= PAGE {
+    {
         let start = data.as_ptr().align_offset(PAGE * size_of::<f32>());
-        #[allow(unsafe_code)]
-        // SAFETY: the range lies in the vector; the call changes how its memory is backed, not what it holds. Where it
-        // fails, small pages do.
-        unsafe {
-            let bytes = class / PAGE * PAGE * size_of::<f32>();
-            libc::madvise(data.as_ptr().add(start).cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
+        let whole = len.saturating_sub(start) / PAGE * PAGE;
+        if whole > 0 {
+            #[allow(unsafe_code)]
+            // SAFETY: the range lies in the vector; the call changes how its memory is backed, not what it holds. Where
+            // it fails, small pages do.
+            unsafe {
+                let bytes = whole * size_of::<f32>();
+                libc::madvise(data.as_ptr().add(start).cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
+            }
         }
     }
     data
 }
 
-/// Rounds up to one of eight sizes an octave, so that batches of slightly different lengths share buffers and at most
-/// an eighth of a buffer is wasted.
-fn size_class(len: usize) -> usize {
-    const SMALLEST: usize = 64;
-    let len = len.max(SMALLEST);
-    let step = (len.next_power_of_two() / 16).max(SMALLEST / 8);
-    len.div_ceil(step) * step
-}
-
-/// Floats that return to their pool when dropped.
+/// Floats that return to their workspace when dropped.
 #[derive(Debug)]
-pub(crate) struct Buffer {
-    data: Vec<f32>,
-    start: usize,
-    len: usize,
-    pool: Option<Arc<Pool>>,
+pub(crate) struct Buffer(Memory);
+
+#[derive(Debug)]
+enum Memory {
+    Own(Vec<f32>),
+    Piece(Piece),
 }
 
 impl Buffer {
-    /// Wraps a vector that belongs to no pool.
+    /// Wraps a vector that belongs to no workspace.
     pub(crate) fn from_vec(data: Vec<f32>) -> Self {
-        Self { start: 0, len: data.len(), data, pool: None }
+        Self(Memory::Own(data))
     }
 }
 
@@ -189,22 +154,18 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[self.start..self.start + self.len]
+        match &self.0 {
+            Memory::Own(data) => data,
+            Memory::Piece(piece) => piece.values(),
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..self.start + self.len]
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            let data = std::mem::take(&mut self.data);
-            let mut free = pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(class_of(&data)).or_default().push(data);
+        match &mut self.0 {
+            Memory::Own(data) => data,
+            Memory::Piece(piece) => piece.values_mut(),
         }
     }
 }
@@ -214,38 +175,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_buffer_is_the_next_one_of_its_class() {
+    fn the_next_buffer_takes_the_place_of_a_dropped_one() {
         let workspace = Workspace::new();
         let first = workspace.take(1000);
         let address = first.as_ptr();
+        let idle = workspace.idle_bytes();
         drop(first);
-        assert!(workspace.idle_bytes() >= 4000);
+        assert!(workspace.idle_bytes() >= idle + 4000);
         let second = workspace.take(1001);
-        assert_eq!(second.as_ptr(), address);
-        assert_eq!(second.len(), 1001);
+        assert_eq!((second.as_ptr(), second.len()), (address, 1001));
+        drop(second);
+        workspace.trim();
         assert_eq!(workspace.idle_bytes(), 0);
-    }
-
-    #[test]
-    fn a_short_batch_takes_the_buffer_of_a_long_one_and_a_longer_one_replaces_it() {
-        let workspace = Workspace::new();
-        drop(workspace.take(1000));
-        let held = workspace.idle_bytes();
-        let short = workspace.take(600);
-        assert_eq!((short.len(), workspace.idle_bytes()), (600, 0));
-        drop(short);
-        assert_eq!(workspace.idle_bytes(), held);
-        let long = workspace.take(1500);
-        assert_eq!(workspace.idle_bytes(), 0, "the outgrown buffer is given up");
-        drop(long);
-        assert!(workspace.idle_bytes() >= 6000);
-    }
-
-    #[test]
-    fn size_classes_waste_at_most_an_eighth() {
-        for len in (64..5000).chain([1 << 20, (1 << 20) + 1, 123_456_789]) {
-            let class = size_class(len);
-            assert!(class >= len && class - len <= len / 8 + 8, "{len} -> {class}");
-        }
     }
 }

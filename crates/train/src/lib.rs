@@ -43,7 +43,7 @@ pub use merge::merged_tensors;
 pub use nearest::nearest;
 pub use optimizer::{
     Adafactor, AdamW, AdamW8bit, Optimizer, OptimizerName, ParameterGroup, Sgd, StateTensor, StateValues, Update,
-    UpdateRule, clip_grad_norm, clip_to_norm, grad_norm,
+    UpdateRule, clip_factor, grad_norm,
 };
 pub use run_log::{EvaluationLine, LogLine, RunLog, TrainingLine, read_log};
 pub use schedule::{LearningRateSchedule, Ramp, SchedulerOptions, SchedulerType};

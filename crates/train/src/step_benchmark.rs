@@ -9,8 +9,8 @@ use tunesmith_models::{Model, Task};
 use tunesmith_tensor::{Adapter, Direction, Gradients, Parameter, Profile, Seed, Workspace};
 
 use crate::{
-    AdamW, Batch, Example, Optimizer, ParameterGroup, Part, Targets, clip_grad_norm, describe, joint_loss, page_faults,
-    peak_memory,
+    AdamW, Batch, Example, Optimizer, ParameterGroup, Part, Targets, clip_factor, describe, grad_norm, joint_loss,
+    page_faults, peak_memory,
 };
 
 /// What to measure.
@@ -109,12 +109,11 @@ impl StepBenchmark {
             let sums = joint_loss(&parts.collect::<Vec<_>>(), model, &workspace, dropout, &mut gradients);
             loss = sums.iter().sum::<f64>() / (labelled * self.adapters) as f64;
             let passed = Instant::now();
-            for (adapter, _) in &trained {
-                clip_grad_norm(&adapter.parameters(), &mut gradients, 1.0);
-            }
+            let norm = |(adapter, _): &(Adapter, _)| grad_norm(&adapter.parameters(), &gradients);
+            let clips: Vec<f32> = trained.iter().map(|trained| clip_factor(norm(trained), 1.0)).collect();
             let clipped = Instant::now();
-            for (adapter, optimizer) in &mut trained {
-                let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-4);
+            for ((adapter, optimizer), clip) in trained.iter_mut().zip(clips) {
+                let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, clip, 1e-4);
                 updated.expect("every trained tensor of a model is reached");
             }
             if step == 0 {

@@ -151,7 +151,7 @@ fn a_checkpoint_of_every_method_goes_on_with_the_same_bits() {
                 let mut gradients = Gradients::new(&Workspace::new());
                 built.regularise(&Workspace::new(), &mut gradients);
                 shake(&mut built);
-                built.after_step(&gradients, step);
+                built.after_step(&gradients, 1.0, step);
             }
             let folder = tempfile::tempdir().unwrap();
             save_checkpoint(folder.path(), &built).unwrap();
@@ -161,7 +161,7 @@ fn a_checkpoint_of_every_method_goes_on_with_the_same_bits() {
             for built in [&mut built, &mut resumed] {
                 built.before_step(3);
                 shake(built);
-                built.after_step(&Gradients::new(&Workspace::new()), 3);
+                built.after_step(&Gradients::new(&Workspace::new()), 1.0, 3);
             }
             assert_eq!(bits(&resumed), bits(&built), "{config}");
         });

@@ -23,7 +23,7 @@ pub struct FeedForwardSites<'a> {
 
 impl Forward<'_> {
     /// A feed-forward of `x` `[tokens, in]`, `[tokens, out]`: in one operation where its linears have low-rank updates at
-    /// the most.
+    /// the most, or weights and biases of their own.
     pub fn feed_forward(&mut self, sites: &FeedForwardSites<'_>, x: Var) -> Var {
         let FeedForwardSites { gate, up, down, activation, dropout } = *sites;
         if let Some(linears) = self.fused(sites, x.rows()) {
@@ -58,10 +58,16 @@ impl Forward<'_> {
         Some(FeedForwardLinears { gate, up: self.updated(up)?, down: self.updated(down)? })
     }
 
-    /// The linear of a site with its update, where tuners are low-rank at the most.
+    /// The linear of a site with its update, where tuners are low-rank at the most, or with what one tuner puts in the place
+    /// of its weight or bias.
     pub(super) fn updated<'b>(&mut self, (site, base): (SiteId, Base<'b>)) -> Option<UpdatedLinear<'b>> {
         let tuners = self.weight_tuners(site, &self.segments);
+        if let [(_, Some(tuner))] = &tuners[..]
+            && let Some(replacement) = tuner.replacement(self.tape, base)
+        {
+            return Some(UpdatedLinear { base, update: None, replacement: Some(replacement) });
+        }
         let update = self.block_update(&tuners).ok()?;
-        Some(UpdatedLinear { base, update })
+        Some(UpdatedLinear { base, update, replacement: None })
     }
 }

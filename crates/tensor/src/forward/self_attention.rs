@@ -42,12 +42,9 @@ impl Forward<'_> {
         {
             return None;
         }
-        let linears = AttentionLinears {
-            query: self.updated(query)?,
-            keys: self.updated(keys)?,
-            values: self.updated(values)?,
-            output: self.updated(output)?,
-        };
+        let mut updated = |site| self.updated(site).filter(|linear| linear.replacement.is_none());
+        let (query, keys, values, output) = (updated(query)?, updated(keys)?, updated(values)?, updated(output)?);
+        let linears = AttentionLinears { query, keys, values, output };
         Some(self.tape.self_attention(options, rotary, &self.segments, x, linears))
     }
 }

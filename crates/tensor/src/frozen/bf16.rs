@@ -2,41 +2,61 @@
 //! gradient of the input wants the other order: its panels are turned, tile by tile, while the product runs, which costs
 //! a few hundredths of the product's time where there are some hundred rows, and saves a second copy.
 
-use std::ops::Range;
+use std::ops::{DerefMut, Range};
 
 use rayon::prelude::*;
 
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, fetch_strips, from_bf16, index, pack, prefetch_tiles,
-    transpose,
+    Columns, DEPTH, LANES, Order, Panel, Product, Tile, TileBuffer, corner, fetch_strips, from_bf16, index, pack,
+    prefetch_tiles, transpose,
 };
 use crate::kernels::{View, ViewMut};
 use crate::shelf::Shelved;
 use crate::{Matrix, Precision, Workspace};
 
 /// A weight `[out, in]`: strips of 16 output features, an even number of them, each as tiles along the input features.
-pub(super) struct Bf16 {
-    tiles: Shelved<Tile>,
+pub(super) struct Bf16<Tiles = Shelved<Tile>> {
+    tiles: Tiles,
     rows: usize,
     cols: usize,
 }
 
 impl Bf16 {
     pub(super) fn pack(weight: &Matrix) -> Self {
+        Self::packed(weight, Shelved::weight)
+    }
+}
+
+impl Bf16<TileBuffer> {
+    /// In a buffer of the workspace.
+    pub(super) fn pack_in(workspace: &Workspace, weight: &Matrix) -> Self {
+        Self::packed(weight, |tiles| TileBuffer::new(workspace, tiles))
+    }
+}
+
+/// Where tiles lie.
+pub(super) trait Tiles: DerefMut<Target = [Tile]> + Send + Sync {}
+
+impl<T: DerefMut<Target = [Tile]> + Send + Sync> Tiles for T {}
+
+impl<T: Tiles> Bf16<T> {
+    fn packed(weight: &Matrix, room: impl FnOnce(usize) -> T) -> Self {
         let (rows, cols) = weight.shape();
         let depth = cols.div_ceil(DEPTH);
         let strips = rows.div_ceil(2 * LANES) * 2;
-        let mut tiles: Shelved<Tile> = Shelved::weight(strips * depth);
+        let mut tiles = room(strips * depth);
         let view = View::of(weight);
-        tiles.par_chunks_mut(depth.max(1)).enumerate().filter(|(strip, _)| strip * LANES < rows).for_each(
-            |(strip, tiles)| {
-                for (place, tile) in tiles.iter_mut().enumerate() {
+        tiles.par_chunks_mut(depth.max(1)).enumerate().for_each(|(strip, tiles)| {
+            for (place, tile) in tiles.iter_mut().enumerate() {
+                if strip * LANES < rows {
                     pack(corner(view, strip, place, 1.0), Order::Pairs, tile);
+                } else {
+                    *tile = Tile::ZERO;
                 }
-            },
-        );
+            }
+        });
         Self { tiles, rows, cols }
     }
 
@@ -50,7 +70,7 @@ impl Bf16 {
     }
 }
 
-impl WeightFormat for Bf16 {
+impl<T: Tiles> WeightFormat for Bf16<T> {
     fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
@@ -69,7 +89,7 @@ impl WeightFormat for Bf16 {
     }
 }
 
-impl Storage for Bf16 {
+impl<T: Tiles> Storage for Bf16<T> {
     fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
@@ -112,10 +132,10 @@ impl Storage for Bf16 {
 }
 
 /// `Wᵀ` `[in, out]`, as it is stored.
-struct Forward<'a>(&'a Bf16);
+struct Forward<'a, T>(&'a Bf16<T>);
 
 #[expect(clippy::misnamed_getters, reason = "the columns of the turned weight are its rows")]
-impl Columns for Forward<'_> {
+impl<T: Tiles> Columns for Forward<'_, T> {
     fn is_packed(&self) -> bool {
         true
     }
@@ -142,9 +162,9 @@ impl Columns for Forward<'_> {
 const AHEAD: usize = 16;
 
 /// `W` `[out, in]`, turned panel by panel.
-struct InputGradient<'a>(&'a Bf16);
+struct InputGradient<'a, T>(&'a Bf16<T>);
 
-impl Columns for InputGradient<'_> {
+impl<T: Tiles> Columns for InputGradient<'_, T> {
     fn depth(&self) -> usize {
         self.0.rows
     }

@@ -13,7 +13,7 @@ pub(crate) use format::WeightFormat;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, Vocabulary, cross_entropy};
+use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, RowResults, Vocabulary, cross_entropy};
 use crate::kernels::blocks::{ScaledBlock, keep_blocks};
 use crate::kernels::{Factors, Parallelism, View, ViewMut};
 use crate::workspace::Workspace;
@@ -69,6 +69,11 @@ impl FrozenWeight {
     /// A weight `[out, in]` rounded to bf16 and kept in the order in which the kernels take it.
     pub fn bf16(weight: &Matrix) -> Self {
         Self { storage: Arc::new(bf16::Bf16::pack(weight)) }
+    }
+
+    /// A weight `[out, in]` rounded to bf16 for as long as one pass needs it, in a buffer of the workspace.
+    pub(crate) fn for_a_pass(workspace: &Workspace, weight: &Matrix) -> Self {
+        Self { storage: Arc::new(bf16::Bf16::pack_in(workspace, weight)) }
     }
 
     /// A weight as `precision` wants it: float32, or rounded to bf16.
@@ -248,8 +253,8 @@ impl FrozenWeight {
 }
 
 impl FrozenWeight {
-    /// `−log softmax(x·Wᵀ)[target]` of each row to `losses`, and the gradients `[rows, in]` to `dx`, where products are
-    /// bf16; otherwise does nothing and gives false.
+    /// `−log softmax(x·Wᵀ)[target]` of each row, and the gradients `[rows, in]`, to `results`, where products are bf16;
+    /// otherwise does nothing and gives false.
     ///
     /// # Panics
     /// If a target is outside the vocabulary.
@@ -258,8 +263,7 @@ impl FrozenWeight {
         workspace: &Workspace,
         x: &Matrix,
         targets: &[u32],
-        losses: &mut [f32],
-        dx: Option<&mut [f32]>,
+        results: RowResults<'_>,
     ) -> bool {
         if workspace.kernels().precision() != Precision::Bf16 {
             return false;
@@ -273,7 +277,7 @@ impl FrozenWeight {
         let read_row = |row: usize, out: &mut [f32]| self.storage.read_row(row, out);
         let vocabulary =
             Vocabulary { x: View::of(x), forward: &*forward, gradient: &*gradient, read_row: &read_row, targets };
-        cross_entropy(workspace.kernels().unit(), &vocabulary, losses, dx);
+        cross_entropy(workspace.kernels().unit(), &vocabulary, results);
         true
     }
 }

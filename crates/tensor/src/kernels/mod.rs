@@ -24,14 +24,14 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::Workspace;
-use bf16::{Columns, PackedColumns, Product, Unit, ViewColumns};
+use bf16::{Columns, PackedColumns, Product, Tokens, Unit, ViewColumns, weight_gradient};
 
 pub(crate) use erf::erf;
 pub(crate) use exp::{exp, exp2_rough, reciprocal_rough};
 pub(crate) use in_turn::{chunks_in_turn, in_pieces, in_turn};
 pub use precision::Precision;
 pub(crate) use prefetch::{LINE, prefetch, prefetch_beyond, prefetch_for_later};
-pub(crate) use vectorised::vectorised;
+pub use vectorised::vectorised;
 
 /// `C ← beta·C + Σ alpha·A·B` over strided float32 views.
 pub(crate) trait Gemm: Send + Sync + fmt::Debug {
@@ -176,10 +176,16 @@ impl Kernels {
             Precision::Bf16 if a.col_stride > 1 && c.rows.min(c.cols) <= gradient::THIN => {
                 gradient::thin_gradient(self.unit, workspace, c, beta, alpha, a, b);
             }
+            Precision::Bf16 if a.col_stride > 1 && b.col_stride == 1 => {
+                let (dy, x) = (Tokens::Floats(a.transposed()), Tokens::Floats(b));
+                weight_gradient(self.unit, c, beta, alpha, dy, &x.columns(workspace));
+            }
             Precision::Bf16 => {
+                /// Rows from which several tasks pack the right factor, each for itself.
+                const MANY: usize = 256;
                 let product =
                     |b: &dyn Columns, c| self.in_bf16(c, beta, Product { a, scale: alpha, b, low_rank: None });
-                if b.cols <= gradient::THIN {
+                if b.cols <= gradient::THIN || c.rows >= MANY {
                     product(&PackedColumns::pack(workspace, b), c)
                 } else {
                     product(&ViewColumns(b), c)

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::kernels::bf16::{RowResults, TrainedVocabulary, vocabulary_gradient};
 use crate::kernels::{View, ViewMut, exp, vectorised};
 use crate::ops::linear::add_frozen_row;
-use crate::projection::Projection;
+use crate::projection::{FrozenProduct, Projection};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::{Matrix, Tape, Var, Workspace};
+use crate::{FrozenWeight, Matrix, Precision, Tape, Term, Var, Workspace};
 
 /// The target of a row that has no label.
 pub const IGNORED_TARGET: u32 = u32::MAX;
@@ -42,8 +43,8 @@ impl Tape {
         let is_sum = projection.scales.is_empty() && projection.added.is_empty();
         assert!(is_sum, "a projection that is more than products and biases is given as a whole weight");
         let workspace = self.workspace().clone();
-        if let Some((per_row, part)) = projection.without_logits(&workspace, targets) {
-            return self.cross_entropy_of(per_row, vec![part]);
+        if let Some((per_row, part, weight)) = projection.without_logits(&workspace, targets) {
+            return self.cross_entropy_of(per_row, vec![part], weight);
         }
         let mut parts = projection.parts(&workspace);
         let mut per_row = vec![0.0; targets.len()];
@@ -56,14 +57,16 @@ impl Tape {
                 projection.chunk_gradients(&workspace, rows, &logits, &mut parts);
             }
         }
-        self.cross_entropy_of(per_row, parts)
+        self.cross_entropy_of(per_row, parts, None)
     }
 
-    /// What is known of each row, and the inputs with their gradients.
-    fn cross_entropy_of(&mut self, per_row: Vec<f32>, parts: Vec<Part>) -> CrossEntropy {
+    /// What is known of each row, the inputs with their gradients, and a weight whose gradient is left for the way back.
+    fn cross_entropy_of(&mut self, per_row: Vec<f32>, parts: Vec<Part>, weight: Option<TrainedWeight>) -> CrossEntropy {
         let sum: f64 = per_row.iter().map(|value| f64::from(*value)).sum();
-        let nodes: Vec<_> = parts.iter().map(|part| part.node).collect();
-        let sum = self.output(Matrix::from_vec(1, 1, vec![sum as f32]), &nodes, || CrossEntropyBackward { parts });
+        let of_weight = weight.iter().map(|weight| weight.node);
+        let nodes: Vec<_> = parts.iter().map(|part| part.node).chain(of_weight).collect();
+        let sum = Matrix::from_vec(1, 1, vec![sum as f32]);
+        let sum = self.output(sum, &nodes, || CrossEntropyBackward { parts, weight });
         CrossEntropy { sum, per_row }
     }
 }
@@ -74,8 +77,18 @@ pub(crate) struct Part {
     pub(crate) gradient: Matrix,
 }
 
+/// A projection's trained weight, and what its gradient is computed from on the way back.
+pub(crate) struct TrainedWeight {
+    x: Arc<Matrix>,
+    value: Arc<Matrix>,
+    node: Option<NodeId>,
+    log_sums: Vec<f32>,
+    targets: Vec<u32>,
+}
+
 struct CrossEntropyBackward {
     parts: Vec<Part>,
+    weight: Option<TrainedWeight>,
 }
 
 impl Backward for CrossEntropyBackward {
@@ -85,6 +98,12 @@ impl Backward for CrossEntropyBackward {
             gradient.data_mut().iter_mut().for_each(|value| *value *= scale);
             flow.add(node, gradient);
         }
+        let Some(TrainedWeight { x, value, node, log_sums, targets }) = self.weight else { return };
+        flow.accumulate(node, value.shape(), |workspace, dw, beta| {
+            let (x, weight) = (View::of(&x), View::of(&value));
+            let vocabulary = TrainedVocabulary { x, weight, log_sums: &log_sums, targets: &targets };
+            vocabulary_gradient(workspace.kernels().unit(), workspace, ViewMut::of(dw), beta, scale, &vocabulary);
+        });
     }
 }
 
@@ -145,21 +164,43 @@ impl Projection {
         inputs.chain(terms).chain(biases).map(zeros).collect()
     }
 
-    /// A frozen projection without a bias in one go, where products are bf16: each row's loss, and the input with its
-    /// gradient. `None` for other projections.
-    fn without_logits(&self, workspace: &Workspace, targets: &[u32]) -> Option<(Vec<f32>, Part)> {
-        let base = self.base.as_ref().filter(|base| base.bias.is_none())?;
-        if !self.terms.is_empty() || !self.biases.is_empty() {
+    /// A projection with one weight and no bias in one go, where products are bf16: each row's loss, the input with its
+    /// gradient, and the weight where it is trained. `None` for other projections.
+    fn without_logits(
+        &self,
+        workspace: &Workspace,
+        targets: &[u32],
+    ) -> Option<(Vec<f32>, Part, Option<TrainedWeight>)> {
+        let (input, weight, trained) = match (&self.base, &self.terms[..]) {
+            (Some(FrozenProduct { input, weight, bias: None }), []) => (input, weight.clone(), None),
+            (None, [(rows, Term { input, weight, scale: 1.0 })])
+                if *rows == (0..self.rows()) && workspace.kernels().precision() == Precision::Bf16 =>
+            {
+                (input, FrozenWeight::for_a_pass(workspace, weight.value()), Some(weight))
+            }
+            _ => return None,
+        };
+        if !self.biases.is_empty() {
             return None;
         }
-        let x = base.input.value();
-        let node = base.input.node();
-        let mut per_row = vec![0.0; targets.len()];
+        let x = input.value();
+        let node = input.node();
+        let (mut per_row, mut log_sums) = (vec![0.0; targets.len()], vec![0.0; targets.len()]);
         let rows = if node.is_some() { x.rows() } else { 0 };
         let mut gradient = Matrix::uninitialised(workspace, rows, x.cols());
         let dx = node.is_some().then(|| gradient.data_mut());
-        let done = base.weight.cross_entropy(workspace, x, targets, &mut per_row, dx);
-        done.then_some((per_row, Part { node, gradient }))
+        let results = RowResults { losses: &mut per_row, log_sums: &mut log_sums, dx };
+        if !weight.cross_entropy(workspace, x, targets, results) {
+            return None;
+        }
+        let trained = trained.filter(|weight| weight.needs_gradient()).map(|weight| TrainedWeight {
+            x: input.shared(),
+            value: weight.shared(),
+            node: weight.node(),
+            log_sums,
+            targets: targets.to_vec(),
+        });
+        Some((per_row, Part { node, gradient }, trained))
     }
 
     /// The projection of rows `rows` alone.
@@ -249,7 +290,7 @@ fn view_of_rows_mut<'a>(matrix: &'a mut Matrix, rows: &Range<usize>) -> ViewMut<
 mod tests {
     use super::*;
     use crate::ops::finite_differences::{check_scaled, random};
-    use crate::{Base, FrozenWeight, Term};
+    use crate::{Base, Gradients, Kernels, Parameter};
 
     #[test]
     fn equals_its_definition() {
@@ -283,5 +324,48 @@ mod tests {
             projection.biases.push((2..rows, inputs[3].clone()));
             tape.cross_entropy(&projection, &targets).sum
         });
+    }
+
+    /// Values that bf16 holds.
+    fn rounded(rows: usize, cols: usize, index: u64) -> Matrix {
+        FrozenWeight::bf16(&random(rows, cols, index)).to_matrix()
+    }
+
+    /// The way without logits against the one through them, for one and several stretches of tokens.
+    #[test]
+    fn gradients_of_a_trained_weight_in_bf16() {
+        for (rows, size, width) in [(1, 5, 3), (40, 300, 33), (600, 530, 96)] {
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 7 % size) as u32).collect();
+            let parameters =
+                [Parameter::new("x", rounded(rows, width, 1)), Parameter::new("w", rounded(size, width, 2))];
+            let run = |kernels: Kernels| {
+                let workspace = Workspace::with_kernels(kernels);
+                let mut tape = Tape::differentiating(&workspace);
+                let [x, weight] = [0, 1].map(|place| tape.parameter(&parameters[place]));
+                let mut projection = Projection::empty(rows, size);
+                projection.terms.push((0..rows, Term { input: x, weight, scale: 1.0 }));
+                let entropy = tape.cross_entropy(&projection, &targets);
+                let mut gradients = Gradients::new(&workspace);
+                tape.backward_scalar(entropy.sum, 0.25, &mut gradients);
+                let losses = Matrix::from_vec(1, rows, entropy.per_row);
+                let found = parameters.each_ref().map(|parameter| gradients.get(parameter.id()).unwrap().clone());
+                [losses].into_iter().chain(found).collect::<Vec<_>>()
+            };
+            let exact = run(Kernels::detect());
+            for kernels in [Kernels::amx(), Kernels::avx512_bf16(), Some(Kernels::bf16_in_float32())] {
+                let Some(kernels) = kernels else { continue };
+                for (place, (found, exact)) in run(kernels).iter().zip(&exact).enumerate() {
+                    let largest = exact.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                    for (found, exact) in found.data().iter().zip(exact.data()) {
+                        // Probabilities are rounded, each by up to 2⁻⁸ of its size.
+                        let error = (found - exact).abs();
+                        assert!(
+                            error <= largest / 64.0,
+                            "{rows} × {size} × {width}, result {place}: {found}, not {exact}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! A block's feed-forward in one operation: `y = (f(x·W_gateᵀ)·(x·W_upᵀ))·W_downᵀ` (Shazeer 2020, eq. 6), or
 //! `y = f(x·W_upᵀ)·W_downᵀ` without a gate (Vaswani et al. 2017, eq. 2), each linear with its bias and low-rank update.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
-use crate::kernels::bf16::feed_forward::{Gating, Kept, Parts, backward, forward};
+use crate::kernels::bf16::feed_forward::{Gating, Kept, Made, Parts, backward, forward};
+use crate::kernels::bf16::{TokenTiles, Tokens};
 use crate::kernels::{View, ViewMut, vectorised};
 use crate::ops::activation::{Function, Rough, with_function};
 use crate::ops::updated_linear::{Linear, UpdatedLinear};
@@ -84,15 +86,31 @@ impl Backward for FeedForward {
         let [gate, up, down] = linears.each_ref().map(|linear| linear.as_ref().map(|linear| linear.part(&workspace)));
         let (up, down) = up.zip(down).expect("every feed-forward has these linears");
         let parts = Parts { gate, up, down, gating };
+        let hidden = parts.up.columns.depth();
+        let [gate, up, down] = linears.each_ref().map(Option::as_ref);
+        let keep = [gate.is_some_and(Linear::trains_own), up.is_some_and(Linear::trains_own)];
+        let keep = [keep[0], keep[1], down.is_some_and(Linear::trains_weight)];
         let run = |dx: Option<(ViewMut<'_>, f32)>| {
-            backward(unit, &workspace, &parts, &kept, View::of(&x), View::of(&gradient), dx)
+            backward(unit, &workspace, &parts, &kept, View::of(&x), View::of(&gradient), dx, keep)
         };
-        let mut sums = None;
-        flow.accumulate(x_node, x.shape(), |_, dx, beta| sums = Some(run(Some((ViewMut::of(dx), beta)))));
-        let sums = sums.unwrap_or_else(|| run(None));
-        drop(parts);
+        let mut made = None;
+        flow.accumulate(x_node, x.shape(), |_, dx, beta| made = Some(run(Some((ViewMut::of(dx), beta)))));
+        let Made { sums, hidden: tiles } = made.unwrap_or_else(|| run(None));
+        drop((parts, kept));
         for (linear, sums) in linears.iter().zip(sums) {
             linear.iter().zip([sums]).for_each(|(linear, sums)| linear.add(sums, flow));
+        }
+        let tokens = |tiles| Tokens::Tiles(TokenTiles { tiles, tokens: x.rows(), features: hidden });
+        let (inputs, inner) = (OnceCell::new(), OnceCell::new());
+        for (linear, tiles) in [gate, up].into_iter().zip(&tiles) {
+            if let (Some(linear), Some(tiles)) = (linear, tiles) {
+                let pack = || Tokens::Floats(View::of(&x)).columns(&workspace);
+                linear.add_own(tokens(tiles), || inputs.get_or_init(pack), flow);
+            }
+        }
+        if let Some(down) = down {
+            let pack = || tokens(tiles[2].as_deref().unwrap_or_default()).columns(&workspace);
+            down.add_own(Tokens::Floats(View::of(&gradient)), || inner.get_or_init(pack), flow);
         }
     }
 }
@@ -153,7 +171,7 @@ mod tests {
     use crate::kernels::blocks::ScaledBlock;
     use crate::ops::finite_differences::random;
     use crate::ops::updated_linear::BlockUpdate;
-    use crate::tuner::LowRankUpdate;
+    use crate::tuner::{LowRankUpdate, Replacement};
     use crate::{Base, Gradients, Kernels, Parameter, Workspace};
 
     /// A feed-forward, its input, and its updates.
@@ -167,6 +185,8 @@ mod tests {
         has_bias: bool,
         /// Whether the factors are those of two updates, the first of a third of the rows.
         has_blocks: bool,
+        /// Whether weights and biases are trained themselves.
+        is_trained: bool,
     }
 
     const SCALE: f32 = 0.3;
@@ -208,15 +228,26 @@ mod tests {
                     parameters.push(Parameter::new("B", random(out, rank, 40 + at)));
                 }
             }
+            let first_own = parameters.len();
+            for at in (0..3).filter(|at| self.is_trained && (*at > 0 || self.has_gate)) {
+                parameters.push(Parameter::new("W", weights[at].to_matrix()));
+                parameters.extend(biases[at].as_ref().map(|bias| Parameter::vector("b", bias.to_matrix())));
+            }
             let mut tape = Tape::differentiating(&workspace);
-            let mut vars = parameters.iter().map(|parameter| tape.parameter(parameter)).collect::<Vec<_>>().into_iter();
+            let mut vars: Vec<Var> = parameters.iter().map(|parameter| tape.parameter(parameter)).collect();
+            let mut own = vars.split_off(first_own).into_iter();
+            let mut vars = vars.into_iter();
             let x = vars.next().unwrap();
             let mut linear = |at: usize| {
                 let update = (self.ranks[at] > 0).then(|| {
                     let (a, b) = (vars.next().unwrap(), vars.next().unwrap());
                     self.update(a, b)
                 });
-                UpdatedLinear { base: Base { weight: &weights[at], bias: biases[at].as_ref() }, update }
+                let replacement = self.is_trained.then(|| {
+                    let weight = own.next();
+                    Replacement { weight, bias: biases[at].as_ref().and_then(|_| own.next()) }
+                });
+                UpdatedLinear { base: Base { weight: &weights[at], bias: biases[at].as_ref() }, update, replacement }
             };
             let linears = FeedForwardLinears { gate: self.has_gate.then(|| linear(0)), up: linear(1), down: linear(2) };
             let y = if in_one {
@@ -224,9 +255,18 @@ mod tests {
                 assert!(tape.has_feed_forward(self.rows, &weights, self.hidden));
                 tape.feed_forward(Activation::Silu, &x, linears)
             } else {
-                let apply = |tape: &mut Tape, linear: &UpdatedLinear<'_>, x: &Var| match &linear.update {
-                    Some(update) => tape.linear_block_update(x, linear.base, update),
-                    None => tape.linear(x, linear.base.weight, linear.base.bias),
+                let apply = |tape: &mut Tape, linear: &UpdatedLinear<'_>, x: &Var| {
+                    if let Some(Replacement { weight: Some(weight), bias }) = &linear.replacement {
+                        let y = tape.matmul_nt(x, weight);
+                        return match bias {
+                            Some(bias) => tape.add_bias(y, 0..x.rows(), bias),
+                            None => y,
+                        };
+                    }
+                    match &linear.update {
+                        Some(update) => tape.linear_block_update(x, linear.base, update),
+                        None => tape.linear(x, linear.base.weight, linear.base.bias),
+                    }
                 };
                 let mut inner = apply(&mut tape, &linears.up, &x);
                 inner = match &linears.gate {
@@ -246,7 +286,7 @@ mod tests {
         }
     }
 
-    fn cases() -> [Case; 6] {
+    fn cases() -> [Case; 9] {
         let case = |rows, width, hidden, has_gate, ranks, has_bias| Case {
             rows,
             width,
@@ -255,6 +295,7 @@ mod tests {
             ranks,
             has_bias,
             has_blocks: false,
+            is_trained: false,
         };
         [
             case(65, 70, 96, true, [8, 8, 8], false),
@@ -264,6 +305,9 @@ mod tests {
             case(256, 33, 4480, true, [3, 0, 8], false),
             Case { has_blocks: true, ..case(300, 70, 96, true, [8, 6, 8], false) },
             Case { has_blocks: true, ..case(70, 40, 64, false, [0, 40, 3], true) },
+            Case { is_trained: true, ..case(300, 70, 96, true, [0, 0, 0], true) },
+            Case { is_trained: true, ..case(70, 33, 64, false, [0, 0, 0], true) },
+            Case { is_trained: true, ..case(257, 40, 4480, true, [0, 0, 0], false) },
         ]
     }
 
@@ -314,8 +358,10 @@ mod tests {
             let x = if needs_gradient { tape.parameter(&input) } else { tape.constant(random(70, 32, 3)) };
             let base = |at: usize| Base { weight: &weights[at], bias: None };
             let update = LowRankUpdate { a, b, scale: SCALE };
-            let up = UpdatedLinear { base: base(0), update: Some(BlockUpdate { factors: update, blocks: Vec::new() }) };
-            let linears = FeedForwardLinears { gate: None, up, down: UpdatedLinear { base: base(1), update: None } };
+            let update = Some(BlockUpdate { factors: update, blocks: Vec::new() });
+            let up = UpdatedLinear { base: base(0), update, replacement: None };
+            let down = UpdatedLinear { base: base(1), update: None, replacement: None };
+            let linears = FeedForwardLinears { gate: None, up, down };
             let y = tape.feed_forward(Activation::Relu, &x, linears);
             let mut gradients = Gradients::new(&workspace);
             tape.backward(y, random(70, 32, 4), &mut gradients);

@@ -268,7 +268,11 @@ mod tests {
                     let (a, b) = (vars.next().unwrap(), vars.next().unwrap());
                     self.update(a, b)
                 });
-                UpdatedLinear { base: Base { weight: &weights[at], bias: biases[at].as_ref() }, update }
+                UpdatedLinear {
+                    base: Base { weight: &weights[at], bias: biases[at].as_ref() },
+                    update,
+                    replacement: None,
+                }
             };
             let [query, keys, values, output] = [0, 1, 2, 3].map(&mut linear);
             let y = if in_one {

@@ -163,8 +163,10 @@ impl Study {
             let rise = ((step + 1) as f64 / WARMUP as f64).min(1.0);
             let fall = 1.0 - step as f64 / steps as f64;
             let rate = learning_rate * rise * fall;
-            optimizer.step(&mut built.adapter.parameters_mut(), &gradients, rate).expect("every tensor has a gradient");
-            built.after_step(&gradients, step);
+            optimizer
+                .step(&mut built.adapter.parameters_mut(), &gradients, 1.0, rate)
+                .expect("every tensor has a gradient");
+            built.after_step(&gradients, 1.0, step);
         }
         losses
     }

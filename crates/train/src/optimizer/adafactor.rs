@@ -63,12 +63,12 @@ impl UpdateRule for Adafactor {
         let rate = scale * update.learning_rate;
         let [row_means, col_means, rest @ ..] = state else { unreachable!("the state of Adafactor has two factors") };
         let (row_means, col_means) = (row_means.numbers(), col_means.numbers());
-        self.follow_squares(update.number, gradient, row_means, col_means);
+        self.follow_squares(update, gradient, row_means, col_means);
 
         let mean = row_means.iter().map(|value| f64::from(*value)).sum::<f64>() / rows as f64;
         let row_factors: Vec<f32> = row_means.iter().map(|value| 1.0 / (value / mean as f32).sqrt()).collect();
         let col_factors: Vec<f32> = col_means.iter().map(|value| 1.0 / value.sqrt()).collect();
-        let mut step: Vec<f32> = gradient.to_vec();
+        let mut step: Vec<f32> = gradient.iter().map(|g| g * update.gradient_scale).collect();
         step.par_chunks_mut(cols).zip(&row_factors).for_each(|(step, row)| {
             step.iter_mut().zip(&col_factors).for_each(|(value, col)| *value *= row * col);
         });
@@ -96,10 +96,10 @@ impl UpdateRule for Adafactor {
 
 impl Adafactor {
     /// The running means of the squared gradient of every row and of every column.
-    fn follow_squares(&self, number: u64, gradient: &[f32], row_means: &mut [f32], col_means: &mut [f32]) {
+    fn follow_squares(&self, update: &Update, gradient: &[f32], row_means: &mut [f32], col_means: &mut [f32]) {
         let (rows, cols) = (row_means.len(), col_means.len());
-        let beta2 = 1.0 - (number as f64).powf(self.decay_rate);
-        let square = |g: &f32| f64::from(*g) * f64::from(*g) + self.eps1;
+        let beta2 = 1.0 - (update.number as f64).powf(self.decay_rate);
+        let square = |g: &f32| f64::from(g * update.gradient_scale).powi(2) + self.eps1;
         let partial: Vec<(Vec<f64>, Vec<f64>)> = gradient
             .par_chunks(ROWS * cols)
             .map(|chunk| {

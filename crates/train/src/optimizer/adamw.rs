@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov & Hutter 2019, algorithm 2), computed as `torch.optim.AdamW` computes it.
 
 use rayon::prelude::*;
+use tunesmith_tensor::vectorised;
 
 use super::rule::{Update, UpdateRule};
 use super::state::StateTensor;
@@ -45,12 +46,18 @@ impl UpdateRule for AdamW {
         let [m, v] = state else { unreachable!("the state of AdamW is two means") };
         let means = m.numbers().par_chunks_mut(CHUNK).zip(v.numbers().par_chunks_mut(CHUNK));
         let chunks = values.par_chunks_mut(CHUNK).zip(means).zip(gradient.par_chunks(CHUNK));
-        chunks.for_each(|((values, (m, v)), gradient)| coefficients.update(values, m, v, gradient));
+        chunks.for_each(|((values, (m, v)), gradient)| {
+            vectorised(
+                #[inline(always)]
+                || coefficients.update(values, m, v, gradient),
+            );
+        });
     }
 }
 
 /// The constants of one update of one tensor.
 pub(super) struct Coefficients {
+    gradient_scale: f32,
     keep: f32,
     one_minus_beta1: f32,
     beta2: f32,
@@ -65,6 +72,7 @@ impl Coefficients {
         let bias1 = 1.0 - options.beta1.powf(update.number as f64);
         let bias2 = 1.0 - options.beta2.powf(update.number as f64);
         Self {
+            gradient_scale: update.gradient_scale,
             keep: (1.0 - update.learning_rate * update.weight_decay) as f32,
             one_minus_beta1: (1.0 - options.beta1) as f32,
             beta2: options.beta2 as f32,
@@ -75,8 +83,10 @@ impl Coefficients {
         }
     }
 
+    #[inline(always)]
     pub(super) fn update(&self, values: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
         for (((value, m), v), g) in values.iter_mut().zip(m).zip(v).zip(gradient) {
+            let g = g * self.gradient_scale;
             *m += self.one_minus_beta1 * (g - *m);
             *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
             let denominator = v.sqrt() / self.root_bias2 + self.epsilon;

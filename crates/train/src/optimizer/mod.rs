@@ -16,7 +16,7 @@ pub use adafactor::Adafactor;
 pub use adamw::AdamW;
 pub use adamw_8bit::AdamW8bit;
 pub use choice::OptimizerName;
-pub use clipping::{clip_grad_norm, clip_to_norm, grad_norm};
+pub use clipping::{clip_factor, grad_norm};
 pub use rule::{Update, UpdateRule};
 pub use sgd::Sgd;
 pub use state::{StateTensor, StateValues};

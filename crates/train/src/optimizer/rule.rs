@@ -22,6 +22,8 @@ pub trait UpdateRule: Debug + Send + Sync {
 pub struct Update {
     /// Which update it is, from 1.
     pub number: u64,
+    /// What the gradient is multiplied by first.
+    pub gradient_scale: f32,
     /// The tensor's learning rate.
     pub learning_rate: f64,
     /// The tensor's weight decay.

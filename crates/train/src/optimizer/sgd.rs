@@ -36,11 +36,12 @@ impl UpdateRule for Sgd {
 
     fn update(&self, update: &Update, values: &mut [f32], gradient: &[f32], state: &mut [StateTensor]) {
         let (rate, decay) = (update.learning_rate as f32, update.weight_decay as f32);
+        let scale = update.gradient_scale;
         let [buffer] = state else {
             let chunks = values.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
             return chunks.for_each(|(values, gradient)| {
                 for (value, g) in values.iter_mut().zip(gradient) {
-                    *value -= rate * (g + decay * *value);
+                    *value -= rate * (scale * g + decay * *value);
                 }
             });
         };
@@ -49,7 +50,7 @@ impl UpdateRule for Sgd {
         let chunks = values.par_chunks_mut(CHUNK).zip(buffer.numbers().par_chunks_mut(CHUNK));
         chunks.zip(gradient.par_chunks(CHUNK)).for_each(|((values, buffer), gradient)| {
             for ((value, b), g) in values.iter_mut().zip(buffer).zip(gradient) {
-                let g = g + decay * *value;
+                let g = scale * g + decay * *value;
                 *b = if first { g } else { momentum * *b + joins * g };
                 *value -= rate * if self.nesterov { g + momentum * *b } else { *b };
             }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
+use tunesmith_tensor::zeros;
 
 use crate::TrainError;
 
@@ -33,7 +34,7 @@ pub enum StateValues {
 impl StateTensor {
     /// Zeros.
     pub fn zeros(kind: &'static str, shape: &[usize]) -> Self {
-        Self { kind, shape: shape.to_vec(), values: StateValues::F32(vec![0.0; shape.iter().product()]) }
+        Self { kind, shape: shape.to_vec(), values: StateValues::F32(zeros(shape.iter().product())) }
     }
 
     /// Codes that are zero.
@@ -63,7 +64,7 @@ impl StateTensor {
         match &mut self.values {
             StateValues::F32(values) => {
                 let (bytes, _) = saved.data().as_chunks();
-                *values = bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                values.iter_mut().zip(bytes).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes));
             }
             StateValues::U8(values) => *values = saved.data().to_vec(),
         }

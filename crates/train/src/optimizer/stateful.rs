@@ -69,7 +69,8 @@ impl Optimizer {
         self.slots.iter().flat_map(|slot| &slot.state).map(|part| safetensors::View::data_len(&part)).sum()
     }
 
-    /// Updates `parameters`, the same and in the same order as given to [`Optimizer::new`].
+    /// Updates `parameters`, the same and in the same order as given to [`Optimizer::new`], by `gradients` times
+    /// `gradient_scale`.
     ///
     /// # Errors
     /// [`TrainError::MissingGradients`], before anything is changed, if a parameter has no gradient.
@@ -80,6 +81,7 @@ impl Optimizer {
         &mut self,
         parameters: &mut [&mut Parameter],
         gradients: &Gradients,
+        gradient_scale: f32,
         learning_rate: f64,
     ) -> Result<(), TrainError> {
         let same = parameters.len() == self.slots.len()
@@ -98,6 +100,7 @@ impl Optimizer {
             let Some(gradient) = gradients.get(parameter.id()) else { return };
             let update = Update {
                 number: *updates,
+                gradient_scale,
                 learning_rate: learning_rate * slot.group.learning_rate_scale,
                 weight_decay: if slot.group.weight_decay { *weight_decay } else { 0.0 },
                 shape: parameter.value().shape(),

@@ -9,7 +9,7 @@ use super::{Ending, LOG_FILE, Observer, Progress, Report, Run, Start};
 use crate::evaluate::{Evaluation, HeldOut};
 use crate::{
     BatchPlan, Checkpoints, EvaluationLine, LearningRateSchedule, OPTIMIZER_FILE, Optimizer, RunLog, Subject,
-    TrainError, TrainerState, TrainingLine, clip_to_norm, peak_memory,
+    TrainError, TrainerState, TrainingLine, clip_factor, peak_memory,
 };
 
 /// Keys of the configuration that a resumed run may change: they alter what is written or kept in memory, not what is
@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
         window: &Window,
         (loss, grad_norm): (f64, f64),
         tokens: u64,
-        gradients: &mut Gradients,
+        gradients: &Gradients,
     ) -> Result<Progress, TrainError> {
         let arguments = self.run.arguments;
         let Window { step, epoch, progress, .. } = *window;
@@ -188,10 +188,10 @@ impl<'a> Session<'a> {
             let examples = window.batches.concat();
             return Err(TrainError::NotFinite { step: step + 1, epoch, loss, grad_norm, examples, last_checkpoint });
         }
-        clip_to_norm(&built.adapter.parameters(), gradients, grad_norm, arguments.max_grad_norm);
+        let clip = clip_factor(grad_norm, arguments.max_grad_norm);
         let learning_rate = arguments.learning_rate * self.schedule.factor(step);
-        self.optimizer.step(&mut built.adapter.parameters_mut(), gradients, learning_rate)?;
-        built.after_step(gradients, step);
+        self.optimizer.step(&mut built.adapter.parameters_mut(), gradients, clip, learning_rate)?;
+        built.after_step(gradients, clip, step);
         self.state.global_step += 1;
         self.state.num_input_tokens_seen += tokens;
         self.state.step_in_epoch += 1;

@@ -96,7 +96,7 @@ pub fn train_together(
             let (session, trainee) = (&mut sessions[share.place], &mut trainees[share.place]);
             let began = Instant::now();
             let found = (share.loss, share.grad_norm);
-            let made = session.update(trainee.built, &share.window, found, share.tokens(), &mut gradients);
+            let made = session.update(trainee.built, &share.window, found, share.tokens(), &gradients);
             let after = made.and_then(|made| {
                 let made = Progress { seconds: passed + began.elapsed().as_secs_f64(), ..made };
                 session.after_update(trainee.built, &made, trainee.observer)

@@ -238,7 +238,7 @@ pub(crate) fn five_steps(model: &dyn Model, adapter: &mut Adapter, inputs: &Exam
     });
     let step = |_| {
         let (loss, gradients) = loss_and_gradients(model, adapter, inputs);
-        optimizer.step(&mut adapter.parameters_mut(), &gradients, 1e-2).expect("every tensor has a gradient");
+        optimizer.step(&mut adapter.parameters_mut(), &gradients, 1.0, 1e-2).expect("every tensor has a gradient");
         loss
     };
     (0..5).map(step).collect()

@@ -92,7 +92,7 @@ fn a_run_is_the_run_of_peft() {
             let mut value = parameter.value_mut();
             value.data_mut().iter_mut().zip(gradient).for_each(|(value, gradient)| *value -= learning_rate * gradient);
         }
-        built.after_step(&gradients, step as u64);
+        built.after_step(&gradients, 1.0, step as u64);
         for (name, expected) in expected["E"].as_object().unwrap() {
             let parameters = built.adapter.parameters();
             let found = parameters.iter().find(|parameter| parameter.name() == name).unwrap().value();

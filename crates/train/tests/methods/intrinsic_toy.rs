@@ -60,7 +60,7 @@ fn performance(candidate: Candidate) -> f64 {
         loss.set(f64::from(error.value().data()[0]));
         let mut gradients = Gradients::new(&workspace);
         tape.backward_scalar(error, 1.0, &mut gradients);
-        optimizer.step(&mut adapter.parameters_mut(), &gradients, candidate.learning_rate).unwrap();
+        optimizer.step(&mut adapter.parameters_mut(), &gradients, 1.0, candidate.learning_rate).unwrap();
     }
     (-loss.get()).exp()
 }

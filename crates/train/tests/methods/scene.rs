@@ -87,8 +87,8 @@ impl Scene {
         let update = |step| {
             built.before_step(step);
             let (loss, gradients) = self.loss(built);
-            optimizer.step(&mut built.adapter.parameters_mut(), &gradients, learning_rate).unwrap();
-            built.after_step(&gradients, step);
+            optimizer.step(&mut built.adapter.parameters_mut(), &gradients, 1.0, learning_rate).unwrap();
+            built.after_step(&gradients, 1.0, step);
             loss
         };
         steps.map(update).collect()

@@ -40,16 +40,26 @@ pub(crate) struct Vocabulary<'a> {
     pub(crate) targets: &'a [u32],
 }
 
-/// Writes `−log softmax(x·Wᵀ)[target]` of each row to `losses` and, where asked for, the gradients
-/// `(softmax(x·Wᵀ) − onehot(target))·W` `[rows, in]` to `dx`.
-pub(crate) fn cross_entropy(unit: Unit, vocabulary: &Vocabulary<'_>, losses: &mut [f32], dx: Option<&mut [f32]>) {
+/// Where results go, one a row.
+pub(crate) struct RowResults<'a> {
+    /// `−log softmax(x·Wᵀ)[target]`.
+    pub(crate) losses: &'a mut [f32],
+    /// `log Σ exp(x·Wᵀ)`.
+    pub(crate) log_sums: &'a mut [f32],
+    /// `(softmax(x·Wᵀ) − onehot(target))·W` `[rows, in]`, where asked for.
+    pub(crate) dx: Option<&'a mut [f32]>,
+}
+
+/// Writes what a cross-entropy comes to for each row.
+pub(crate) fn cross_entropy(unit: Unit, vocabulary: &Vocabulary<'_>, results: RowResults<'_>) {
+    let RowResults { losses, log_sums, dx } = results;
     let (rows, width) = (vocabulary.x.rows, vocabulary.x.cols);
     if rows == 0 {
         return;
     }
     let task_rows = rows.div_ceil(2).next_multiple_of(2 * LANES).min(MOST_ROWS);
-    let run = |first: usize, losses: &mut [f32], dx: Option<&mut [f32]>| {
-        let task = Task { vocabulary, first, losses, dx };
+    let run = |first: usize, (losses, log_sums): (&mut [f32], &mut [f32]), dx: Option<&mut [f32]>| {
+        let task = Task { vocabulary, first, results: RowResults { losses, log_sums, dx } };
         match unit {
             #[cfg(target_arch = "x86_64")]
             Unit::Amx => task.run(&super::amx::TileUnit::configure()),
@@ -58,12 +68,12 @@ pub(crate) fn cross_entropy(unit: Unit, vocabulary: &Vocabulary<'_>, losses: &mu
             Unit::Float32 => task.run(&super::float32::FloatUnit),
         }
     };
-    let losses = losses.par_chunks_mut(task_rows).enumerate();
+    let sums = losses.par_chunks_mut(task_rows).zip(log_sums.par_chunks_mut(task_rows)).enumerate();
     match dx {
-        Some(dx) => losses
+        Some(dx) => sums
             .zip(dx.par_chunks_mut((task_rows * width).max(1)))
-            .for_each(|((task, losses), dx)| run(task * task_rows, losses, Some(dx))),
-        None => losses.for_each(|(task, losses)| run(task * task_rows, losses, None)),
+            .for_each(|((task, sums), dx)| run(task * task_rows, sums, Some(dx))),
+        None => sums.for_each(|(task, sums)| run(task * task_rows, sums, None)),
     }
 }
 
@@ -71,8 +81,7 @@ struct Task<'a, 'b> {
     vocabulary: &'a Vocabulary<'a>,
     /// Its first row.
     first: usize,
-    losses: &'b mut [f32],
-    dx: Option<&'b mut [f32]>,
+    results: RowResults<'b>,
 }
 
 /// What is known of a row's softmax.
@@ -86,7 +95,7 @@ struct RowSum {
 impl Task<'_, '_> {
     fn run(mut self, unit: &impl Block) {
         let Vocabulary { x, forward, gradient, targets, .. } = *self.vocabulary;
-        let rows = self.losses.len();
+        let rows = self.results.losses.len();
         let strips = rows.div_ceil(LANES);
         let depth = x.cols.div_ceil(DEPTH);
         let mut packed = vec![Tile::ZERO; strips * depth];
@@ -118,11 +127,11 @@ impl Task<'_, '_> {
                     #[inline(always)]
                     || add_block(logits, sum),
                 );
-                if let (Some(factor), Some(dx)) = (rescale, &mut self.dx) {
+                if let (Some(factor), Some(dx)) = (rescale, &mut self.results.dx) {
                     dx[row * x.cols..(row + 1) * x.cols].iter_mut().for_each(|value| *value *= factor);
                 }
             }
-            if let Some(dx) = &mut self.dx {
+            if let Some(dx) = &mut self.results.dx {
                 let tiles = width.div_ceil(DEPTH);
                 let view = View::rows_of(&logits, rows, width, BLOCK);
                 for (strip, tiles) in exponentials.chunks_exact_mut(tiles).enumerate().take(strips) {
@@ -142,10 +151,12 @@ impl Task<'_, '_> {
     /// Losses, and the gradients from the sums.
     fn finish(self, sums: &[RowSum]) {
         let Vocabulary { x, read_row, targets, .. } = *self.vocabulary;
-        for (loss, sum) in self.losses.iter_mut().zip(sums) {
+        let RowResults { losses, log_sums, dx } = self.results;
+        for ((loss, log_sum), sum) in losses.iter_mut().zip(log_sums).zip(sums) {
             *loss = (sum.sum.ln() - f64::from(sum.target - sum.reference)) as f32;
+            *log_sum = (sum.sum.ln() + f64::from(sum.reference)) as f32;
         }
-        let Some(dx) = self.dx else { return };
+        let Some(dx) = dx else { return };
         let mut own = vec![0.0; x.cols];
         for ((row, dx), sum) in dx.chunks_exact_mut(x.cols.max(1)).enumerate().zip(sums) {
             read_row(targets[self.first + row] as usize, &mut own);

@@ -29,6 +29,9 @@ pub(crate) mod self_attention;
 mod stack;
 mod sums;
 mod tile;
+mod tokens;
+mod vocabulary_gradient;
+mod weight_gradient;
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +40,7 @@ mod tests;
 pub(crate) use amx::TileUnit;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512_pack::{Vectors, convert, mask, store, transposed};
-pub(crate) use cross_entropy::{Vocabulary, cross_entropy};
+pub(crate) use cross_entropy::{RowResults, Vocabulary, cross_entropy};
 pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner, fetch_strips};
 pub(crate) use pack::{Order, index, pack, prefetch_tiles, transpose};
@@ -45,7 +48,10 @@ pub(crate) use product::Product;
 pub(crate) use rows::Part;
 pub(crate) use stack::{Padded, Stack};
 pub(crate) use sums::Sums;
-pub(crate) use tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
+pub(crate) use tile::{DEPTH, LANES, Tile, TileBuffer, from_bf16, to_bf16};
+pub(crate) use tokens::{TokenTiles, Tokens};
+pub(crate) use vocabulary_gradient::{TrainedVocabulary, vocabulary_gradient};
+pub(crate) use weight_gradient::weight_gradient;
 
 use crate::kernels::{Parallelism, ViewMut};
 

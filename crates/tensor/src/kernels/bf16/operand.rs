@@ -8,7 +8,7 @@ use super::coded::CodedStrip;
 use super::pack::{Corner, Order, pack, prefetch_part};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Workspace;
-use crate::kernels::View;
+use crate::kernels::{View, prefetch_for_later};
 
 /// The right factor `[depth, cols]`, asked for in panels: some strips of 16 columns by some tiles of the inner dimension.
 pub(crate) trait Columns: Sync {
@@ -185,7 +185,9 @@ fn strips(workspace: &Workspace, lanes: View<'_>) -> TileBuffer {
     const TASK_TILES: usize = 64;
     let depth_tiles = lanes.cols.div_ceil(DEPTH);
     let mut tiles = TileBuffer::new(workspace, lanes.rows.div_ceil(LANES) * depth_tiles);
-    if depth_tiles > 0 {
+    if depth_tiles > 0 && lanes.row_stride == 1 {
+        side_by_side(lanes, &mut tiles);
+    } else if depth_tiles > 0 {
         let strips = tiles.par_chunks_exact_mut(depth_tiles).enumerate();
         strips.with_min_len(TASK_TILES.div_ceil(depth_tiles)).for_each(|(strip, tiles)| {
             for (place, tile) in tiles.iter_mut().enumerate() {
@@ -194,6 +196,41 @@ fn strips(workspace: &Workspace, lanes: View<'_>) -> TileBuffer {
         });
     }
     tiles
+}
+
+/// Strips of lanes that lie side by side in memory and are packed so: rows are read in stretches of some cache lines.
+pub(super) const SIDE_BY_SIDE: usize = 8;
+
+/// Packs all strips of `lanes` `[lanes, depth]`, whose lanes are contiguous.
+fn side_by_side(lanes: View<'_>, tiles: &mut [Tile]) {
+    let depth = lanes.cols.div_ceil(DEPTH);
+    tiles.par_chunks_mut(SIDE_BY_SIDE * depth).enumerate().for_each(|(group, tiles)| {
+        let first = group * SIDE_BY_SIDE;
+        pack_side_by_side(lanes, first..first + tiles.len() / depth, 0..depth, 1.0, Order::Pairs, tiles);
+    });
+}
+
+/// Packs the tiles `depth` of `strips` of `lanes` `[lanes, depth]`, whose lanes are contiguous, strip by strip.
+pub(super) fn pack_side_by_side(
+    lanes: View<'_>,
+    strips: Range<usize>,
+    depth: Range<usize>,
+    scale: f32,
+    order: Order,
+    tiles: &mut [Tile],
+) {
+    let stride = depth.len();
+    for (at, place) in depth.enumerate() {
+        // What comes next is fetched meanwhile: so short stretches are not read ahead by themselves.
+        let width = (strips.len() * LANES).min(lanes.rows - strips.start * LANES);
+        for row in ((place + 1) * DEPTH..lanes.cols).take(DEPTH) {
+            let values = &lanes.data[row * lanes.col_stride + strips.start * LANES..][..width];
+            prefetch_for_later(values, 0..size_of_val(values));
+        }
+        for (row, strip) in strips.clone().enumerate() {
+            pack(corner(lanes, strip, place, scale), order, &mut tiles[row * stride + at]);
+        }
+    }
 }
 
 /// The corner of `lanes` `[lanes, depth]` that tile `depth_tile` of strip `strip` stands for.

@@ -15,7 +15,9 @@ use crate::kernels::{View, ViewMut, prefetch_for_later};
 use crate::{Matrix, Workspace};
 
 /// Adds to `dx` `[rows, in]`, or writes there, the gradient of the feed-forward's input `x`, given that of its output
-/// `dy` `[rows, out]`; gives the gradients of the updates of gate, up and down. `parts` are the linears' gradients.
+/// `dy` `[rows, out]`; gives the gradients of the updates of gate, up and down, and what `keep` asks for. `parts` are the
+/// linears' gradients.
+#[allow(clippy::too_many_arguments, reason = "the way back needs what came forward, both gradients, and what to keep")]
 pub(crate) fn backward(
     unit: Unit,
     workspace: &Workspace,
@@ -24,9 +26,13 @@ pub(crate) fn backward(
     x: View<'_>,
     dy: View<'_>,
     dx: Option<(ViewMut<'_>, f32)>,
-) -> [Option<Sums>; 3] {
+    keep: [bool; 3],
+) -> Made {
     let sharing = Sharing::of(x.rows);
     let mut sums = parts.all().map(|part| Sums::with_room(workspace, part?, sharing.count()));
+    let tiles = parts.up.columns.depth() / DEPTH;
+    let mut hidden = keep.map(|keep| keep.then(|| TileBuffer::new(workspace, sharing.strips * tiles)));
+    let mut hidden_rest = hidden.each_mut().map(|tiles| tiles.as_deref_mut());
     let mut sums_rest = sums.each_mut().map(|sums| sums.as_mut().map(SumsOfRows::all));
     let (mut dx, beta) = dx.map_or((None, 0.0), |(dx, beta)| (Some(dx.data), beta));
     let task_rows = sharing.task_rows();
@@ -44,11 +50,35 @@ pub(crate) fn backward(
             *rest = Some(after);
             Some(own)
         });
-        tasks.push(Task { workspace, parts, sharing, kept, x, dy, rows, dx: own_dx, sums: own_sums });
+        let own_hidden = hidden_rest.each_mut().map(|rest| {
+            let (own, after) = rest.take()?.split_at_mut(rows.len().div_ceil(LANES) * tiles);
+            *rest = Some(after);
+            Some(own)
+        });
+        tasks.push(Task {
+            workspace,
+            parts,
+            sharing,
+            kept,
+            x,
+            dy,
+            rows,
+            dx: own_dx,
+            sums: own_sums,
+            hidden: own_hidden,
+        });
     }
     tasks.into_par_iter().for_each(|task| on_unit!(unit, task));
     sums.par_iter_mut().flatten().for_each(Sums::reduce);
-    sums
+    Made { sums, hidden }
+}
+
+/// What the way back makes beside the gradient of the input.
+pub(crate) struct Made {
+    /// The gradients of the updates of gate, up and down.
+    pub(crate) sums: [Option<Sums>; 3],
+    /// The gradients of what gate and up computed, and the input of down: strip by strip of the rows, tiles in rows order.
+    pub(crate) hidden: [Option<TileBuffer>; 3],
 }
 
 /// Some rows.
@@ -62,6 +92,7 @@ struct Task<'a, 'b> {
     rows: Range<usize>,
     dx: Option<(&'b mut [f32], f32)>,
     sums: [Option<SumsOfRows<'b>>; 3],
+    hidden: [Option<&'b mut [Tile]>; 3],
 }
 
 /// Of the three linears.
@@ -126,10 +157,19 @@ impl Task<'_, '_> {
                     }
                     (parts.gating.backward)(gate, up, inner);
                     let packed = tiles_of(strip, end - start, place - start, width / DEPTH);
-                    for (gradient, tiles) in [(&*gate, &mut dgate.tiles), (&*up, &mut dup.tiles)] {
+                    let whole = tiles_of(strip, tiles, place, width / DEPTH);
+                    let [kept_gate, kept_up, kept_inner] = &mut self.hidden;
+                    let gradients = [(&*gate, &mut dgate.tiles, kept_gate), (&*up, &mut dup.tiles, kept_up)];
+                    for (gradient, tiles, kept) in gradients {
                         if !gradient.is_empty() {
                             fill(&mut tiles[packed.clone()], gradient);
+                            if let Some(kept) = kept {
+                                kept[whole.clone()].copy_from_slice(&tiles[packed.clone()]);
+                            }
                         }
+                    }
+                    if let Some(kept) = kept_inner {
+                        fill(&mut kept[whole], inner);
                     }
                 }
                 let block = |values| View::rows_of(values, strips * LANES, width, width);

@@ -17,7 +17,7 @@ use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Matrix;
 use crate::kernels::View;
 
-pub(crate) use backward::backward;
+pub(crate) use backward::{Made, backward};
 pub(crate) use forward::forward;
 
 /// What is made of blocks of hidden values, in place. The first slice is empty where there is no gate.
