@@ -76,6 +76,11 @@ thread_local! {
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Whether a [`TileUnit`] of the calling thread lives, whose tiles nobody else may shape.
+pub(super) fn is_configured() -> bool {
+    CONFIGURED.get() > 0
+}
+
 impl TileUnit {
     #[allow(unsafe_code)]
     pub(crate) fn configure() -> Self {

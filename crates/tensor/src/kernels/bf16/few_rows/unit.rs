@@ -36,6 +36,7 @@ impl Groups {
     #[allow(unsafe_code)]
     fn configure(rows: usize, shapes: impl Fn(usize) -> [(usize, usize); 2]) -> Self {
         assert!((1..=MOST_GROUPS * LANES).contains(&rows) && amx::is_supported(), "there is a unit for so few rows");
+        assert!(!amx::is_configured(), "no other work of the thread uses the tiles meanwhile");
         let mut configuration = Configuration([0; 64]);
         configuration.0[0] = 1;
         let mut tile = |number: usize, (rows, bytes): (usize, usize)| {
