@@ -113,7 +113,7 @@ impl StepBenchmark {
             let clips: Vec<f32> = trained.iter().map(|trained| clip_factor(norm(trained), 1.0)).collect();
             let clipped = Instant::now();
             for ((adapter, optimizer), clip) in trained.iter_mut().zip(clips) {
-                let updated = optimizer.step(&mut adapter.parameters_mut(), &gradients, clip, 1e-4);
+                let updated = workspace.run(|| optimizer.step(&mut adapter.parameters_mut(), &gradients, clip, 1e-4));
                 updated.expect("every trained tensor of a model is reached");
             }
             if step == 0 {

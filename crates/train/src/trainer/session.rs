@@ -190,7 +190,8 @@ impl<'a> Session<'a> {
         }
         let clip = clip_factor(grad_norm, arguments.max_grad_norm);
         let learning_rate = arguments.learning_rate * self.schedule.factor(step);
-        self.optimizer.step(&mut built.adapter.parameters_mut(), gradients, clip, learning_rate)?;
+        let (optimizer, adapter) = (&mut self.optimizer, &mut built.adapter);
+        self.run.workspace.run(|| optimizer.step(&mut adapter.parameters_mut(), gradients, clip, learning_rate))?;
         built.after_step(gradients, clip, step);
         self.state.global_step += 1;
         self.state.num_input_tokens_seen += tokens;

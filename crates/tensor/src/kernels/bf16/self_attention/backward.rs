@@ -175,8 +175,8 @@ impl Task<'_, '_> {
             }
         }
         let (x, dy) = (x.rows(self.rows.clone()), self.dy.rows(self.rows.clone()));
-        for place in 0..OUTPUT {
-            self.sum_a(place, 0..x.cols, middles[place].as_ref(), x);
+        for (place, middle) in middles[..OUTPUT].iter().enumerate() {
+            self.sum_a(place, 0..x.cols, middle.as_ref(), x);
         }
         self.sum_b(OUTPUT, 0..dy.cols, dy);
     }
