@@ -6,54 +6,21 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
+mod updates;
+
 use std::time::Instant;
 
 use tunesmith_tensor::{
-    Activation, Adapter, Base, FeedForwardSites, Forward, FrozenWeight, Gradients, LowRankUpdate, Matrix, Parameter,
-    Precision, Seed, Segments, SiteId, Tape, Trainable, Tuned, WeightTuner, Workspace,
+    Activation, Adapter, Base, FeedForwardSites, Forward, FrozenWeight, Gradients, Matrix, Parameter, Precision,
+    Segments, SiteId, Tape, Workspace,
 };
+use updates::{random, updates};
 
 const BLOCKS: usize = 30;
 const WIDTH: usize = 576;
 const HIDDEN: usize = 1536;
-const RANK: usize = 8;
 /// `(out, in)` of gate, up and down.
 const SHAPES: [(usize, usize); 3] = [(HIDDEN, WIDTH), (HIDDEN, WIDTH), (WIDTH, HIDDEN)];
-
-/// `A` and `B`.
-struct LowRank([Parameter; 2]);
-
-impl Trainable for LowRank {
-    fn parameters(&self) -> Vec<&Parameter> {
-        self.0.iter().collect()
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.0.iter_mut().collect()
-    }
-}
-
-impl WeightTuner for LowRank {
-    fn tuned(&self, _: &mut Tape, _: Base<'_>) -> Tuned {
-        unreachable!("feed-forwards ask for the update")
-    }
-
-    fn low_rank(&self, tape: &mut Tape) -> Option<LowRankUpdate> {
-        let [a, b] = self.0.each_ref().map(|factor| tape.parameter(factor));
-        Some(LowRankUpdate { a, b, scale: 2.0 })
-    }
-}
-
-/// An update for each linear of every block.
-fn updates() -> Adapter {
-    let mut adapter = Adapter::new();
-    for site in 0..3 * BLOCKS {
-        let (out, width) = SHAPES[site % 3];
-        let factors = [Parameter::new("A", random(RANK, width, 5)), Parameter::new("B", random(out, RANK, 6))];
-        adapter.insert_weight(SiteId(site), Box::new(LowRank(factors)));
-    }
-    adapter
-}
 
 fn main() {
     let rows: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
@@ -62,7 +29,7 @@ fn main() {
         .map(|_| [0, 1, 2].map(|at| FrozenWeight::bf16(&random(SHAPES[at].0, SHAPES[at].1, at as u64))))
         .collect();
     let workspace = Workspace::with_precision(Precision::Bf16);
-    let updates = updates();
+    let updates = updates(BLOCKS, &SHAPES);
     for rows in rows {
         for (name, adapter) in [("alone", None), ("updated", Some(&updates))] {
             let x = Parameter::new("x", random(rows, WIDTH, 3));
@@ -105,12 +72,4 @@ fn pass(
     let start = Instant::now();
     tape.backward(hidden, gradient.clone(), &mut Gradients::new(workspace));
     [there, start.elapsed().as_secs_f64()]
-}
-
-/// Small numbers, so that values stay finite through all blocks.
-fn random(rows: usize, cols: usize, index: u64) -> Matrix {
-    let mut stream = Seed(0).stream("bench", index);
-    let bound = 1.0 / (cols as f32).sqrt();
-    let drawn: Vec<f32> = (0..4099).map(|_| stream.uniform_between(-bound, bound)).collect();
-    Matrix::from_vec(rows, cols, drawn.into_iter().cycle().take(rows * cols).collect())
 }

@@ -1,70 +1,37 @@
 //! Speed of the self-attentions of SmolLM2-135M's blocks, forward and back to the input, in bf16, alone and with low-rank
 //! updates of rank 8: four sequences.
 //!
-//! `cargo bench -p tunesmith-tensor --bench self_attention [-- LENGTHS...]`. Weights of 30 blocks, so that they come from
-//! beyond the caches as they do in a model.
+//! `cargo bench -p tunesmith-tensor --bench self_attention [-- LENGTHS...]`, lengths from 65 to 512. Weights of 30
+//! blocks, so that they come from beyond the caches as they do in a model.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
+
+mod updates;
 
 use std::time::Instant;
 
 use tunesmith_tensor::{
-    Adapter, Attention, Base, Forward, FrozenWeight, Gradients, LowRankUpdate, Matrix, Parameter, Precision, Rotary,
-    Seed, Segments, SelfAttentionSites, SiteId, Tape, Trainable, Tuned, WeightTuner, Workspace,
+    Adapter, Attention, Base, Forward, FrozenWeight, Gradients, Matrix, Parameter, Precision, Rotary, Segments,
+    SelfAttentionSites, SiteId, Tape, Workspace,
 };
+use updates::{random, updates};
 
 const BLOCKS: usize = 30;
 const WIDTH: usize = 576;
-const RANK: usize = 8;
 const SEQUENCES: usize = 4;
 const OPTIONS: Attention =
     Attention { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, causal: true, window: None, dropout: 0.0 };
 /// `(out, in)` of query, keys, values and output.
 const SHAPES: [(usize, usize); 4] = [(WIDTH, WIDTH), (192, WIDTH), (192, WIDTH), (WIDTH, WIDTH)];
 
-/// `A` and `B`.
-struct LowRank([Parameter; 2]);
-
-impl Trainable for LowRank {
-    fn parameters(&self) -> Vec<&Parameter> {
-        self.0.iter().collect()
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.0.iter_mut().collect()
-    }
-}
-
-impl WeightTuner for LowRank {
-    fn tuned(&self, _: &mut Tape, _: Base<'_>) -> Tuned {
-        unreachable!("the attention asks for the update")
-    }
-
-    fn low_rank(&self, tape: &mut Tape) -> Option<LowRankUpdate> {
-        let [a, b] = self.0.each_ref().map(|factor| tape.parameter(factor));
-        Some(LowRankUpdate { a, b, scale: 2.0 })
-    }
-}
-
-/// An update for each linear of every block.
-fn updates() -> Adapter {
-    let mut adapter = Adapter::new();
-    for site in 0..4 * BLOCKS {
-        let (out, width) = SHAPES[site % 4];
-        let factors = [Parameter::new("A", random(RANK, width, 5)), Parameter::new("B", random(out, RANK, 6))];
-        adapter.insert_weight(SiteId(site), Box::new(LowRank(factors)));
-    }
-    adapter
-}
-
 fn main() {
     let lengths: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let lengths = if lengths.is_empty() { vec![256, 64] } else { lengths };
+    let lengths = if lengths.is_empty() { vec![256, 128] } else { lengths };
     let weights: Vec<[FrozenWeight; 4]> = (0..BLOCKS)
         .map(|_| [0, 1, 2, 3].map(|at| FrozenWeight::bf16(&random(SHAPES[at].0, SHAPES[at].1, at as u64))))
         .collect();
     let workspace = Workspace::with_precision(Precision::Bf16);
-    let updates = updates();
+    let updates = updates(BLOCKS, &SHAPES);
     for length in lengths {
         for (name, adapter) in [("alone", None), ("updated", Some(&updates))] {
             let x = Parameter::new("x", random(SEQUENCES * length, WIDTH, 3));
@@ -102,19 +69,11 @@ fn pass(
         let site = |at: usize| (SiteId(block + at), Base { weight: &weights[at], bias: None });
         let (query, keys, values, output) = (site(0), site(1), site(2), site(3));
         let sites = SelfAttentionSites { query, keys, values, attention: SiteId(usize::MAX), output };
-        let attended = forward.self_attention(&sites, &OPTIONS, Some(&rotary), &hidden).expect("sequences are short");
+        let attended = forward.self_attention(&sites, &OPTIONS, Some(&rotary), &hidden).expect("lengths are 65 to 512");
         hidden = forward.hidden(SiteId(usize::MAX), &hidden, attended);
     }
     let there = start.elapsed().as_secs_f64();
     let start = Instant::now();
     tape.backward(hidden, gradient.clone(), &mut Gradients::new(workspace));
     [there, start.elapsed().as_secs_f64()]
-}
-
-/// Small numbers, so that values stay finite through all blocks.
-fn random(rows: usize, cols: usize, index: u64) -> Matrix {
-    let mut stream = Seed(0).stream("bench", index);
-    let bound = 1.0 / (cols as f32).sqrt();
-    let drawn: Vec<f32> = (0..4099).map(|_| stream.uniform_between(-bound, bound)).collect();
-    Matrix::from_vec(rows, cols, drawn.into_iter().cycle().take(rows * cols).collect())
 }
