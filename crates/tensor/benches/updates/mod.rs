@@ -26,7 +26,7 @@ impl WeightTuner for LowRank {
 
     fn low_rank(&self, tape: &mut Tape) -> Option<LowRankUpdate> {
         let [a, b] = self.0.each_ref().map(|factor| tape.parameter(factor));
-        Some(LowRankUpdate { a, b, scale: 2.0 })
+        Some(LowRankUpdate { a, b, scale: 0.02 })
     }
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Storage;
 use super::format::{WeightFormat, forward_in_float32, input_gradient_in_float32};
 use crate::kernels::bf16::{
-    Columns, DEPTH, LANES, Order, Panel, Product, Tile, TileBuffer, corner, fetch_strips, from_bf16, index, pack,
+    Columns, DEPTH, LANES, Order, Panel, Product, Runs, Tile, TileBuffer, corner, from_bf16, index, pack,
     prefetch_tiles, transpose,
 };
 use crate::kernels::{View, ViewMut};
@@ -153,8 +153,8 @@ impl<T: Tiles> Columns for Forward<'_, T> {
         Panel { tiles: &self.0.tiles[strips.start * stride + depth.start..], stride }
     }
 
-    fn fetch(&self, strips: Range<usize>, depth: Range<usize>, part: (usize, usize)) {
-        fetch_strips(&self.0.tiles, self.0.depth(), strips, depth, part);
+    fn runs(&self, strips: Range<usize>, depth: Range<usize>) -> Runs {
+        Runs::of(&self.0.tiles, self.0.depth(), strips, depth)
     }
 }
 
@@ -186,5 +186,10 @@ impl<T: Tiles> Columns for InputGradient<'_, T> {
             }
         }
         Panel { tiles: scratch, stride: depth.len() }
+    }
+
+    fn runs(&self, strips: Range<usize>, depth: Range<usize>) -> Runs {
+        let pair = strips.start / 2;
+        Runs::of(&self.0.tiles, self.0.depth(), 2 * depth.start..2 * depth.end, pair..pair + 1)
     }
 }

@@ -28,12 +28,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { result }
 }
 
-/// `2ˣ` for `x` up to 127, within 5e-6 relative, in few steps; below -126 it is 2⁻¹²⁶. For values that are rounded to bf16
-/// next. Fused multiply-adds: only for loops that run where the processor has them, or seldom.
+/// `2ˣ` for `x` up to 127, within 5e-6 relative, in few steps; below -100 it is 2⁻¹⁰⁰, which further products don't take among
+/// the numbers that processors are slow with. For values that are rounded to bf16 next. Fused multiply-adds: only for loops that run where the processor has them, or seldom.
 #[inline(always)]
 pub(crate) fn exp2_rough(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
-    let x = if x < -126.0 { -126.0 } else { x };
+    let x = if x < -100.0 { -100.0 } else { x };
     let rounded = x + ROUND;
     let f = x - (rounded - ROUND);
     // 2ᶠ on [−½, ½], by least squares of the relative error on Chebyshev nodes.
@@ -75,13 +75,13 @@ mod tests {
 
     #[test]
     fn the_rough_form_is_near_the_power_of_two() {
-        for step in -126_000..10_000 {
+        for step in -100_000..10_000 {
             let x = step as f32 / 1000.0;
             let exact = f64::from(x).exp2();
             let error = (f64::from(exp2_rough(x)) - exact).abs() / exact;
             assert!(error < 5e-6, "2^{x} is off by {error}");
         }
-        assert!(exp2_rough(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp2_rough(f32::NEG_INFINITY) < 1e-30);
         assert!(exp2_rough(f32::NAN).is_nan());
     }
 

@@ -27,6 +27,14 @@ pub(crate) fn prefetch_for_later<T>(values: &[T], bytes: Range<usize>) {
     }
 }
 
+/// Fetches `count` lines from `first` on into the second-level cache. They need not exist.
+#[inline(always)]
+pub(crate) fn fetch_lines<T>(first: *const T, count: usize) {
+    for line in 0..count {
+        fetch::<false, T>(first.wrapping_byte_add(line * LINE));
+    }
+}
+
 #[inline(always)]
 fn fetch<const SOON: bool, T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]

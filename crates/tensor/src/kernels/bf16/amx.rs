@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
 
@@ -105,6 +106,42 @@ impl Drop for TileUnit {
 
 const TILE: usize = size_of::<Tile>();
 
+/// The sums of two strips of rows by two of columns; between the steps, lines from `$line` on are fetched, which moves on.
+macro_rules! two_by_two {
+    ($a:ident, $b:ident, $depth:ident, $line:ident, $first:literal, $second:literal, $third:literal, $fourth:literal, $on:literal) => {
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{a0} + {s}*1]",
+            "tileloadd tmm6, [{b0} + {s}*1]",
+            $first,
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {s}*1]",
+            $second,
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {s}*1]",
+            $third,
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            $fourth,
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, {t}",
+            "add {a1}, {t}",
+            "add {b0}, {t}",
+            "add {b1}, {t}",
+            $on,
+            "dec {n}",
+            "jnz 2b",
+            a0 = inout(reg) $a[0] => _,
+            a1 = inout(reg) $a[ROWS - 1] => _,
+            b0 = inout(reg) $b[0] => _,
+            b1 = inout(reg) $b[COLS - 1] => _,
+            n = inout(reg) $depth => _,
+            p = inout(reg) $line,
+            s = in(reg) 64usize,
+            t = const TILE,
+        )
+    };
+}
+
 impl Block for TileUnit {
     #[allow(unsafe_code)]
     unsafe fn block<const ROWS: usize, const COLS: usize>(
@@ -113,7 +150,22 @@ impl Block for TileUnit {
         c: *mut f32,
         stride: usize,
         accumulate: bool,
+        ahead: Lines,
     ) {
+        let steps: usize = strips.iter().map(|strips| strips.depth).sum();
+        let many = ahead.count > 2 * steps;
+        // Fetched among the steps, they wait for no room among the loads that the cache has in flight.
+        ahead.fetch(match (ROWS, COLS) {
+            (2, 2) => {
+                if many {
+                    4 * steps
+                } else {
+                    2 * steps
+                }
+            }
+            _ => 0,
+        });
+        let mut line = if ahead.count == 0 { strips[0].a[0] } else { ahead.first };
         let stride = stride * size_of::<f32>();
         let below = c.wrapping_byte_add(LANES * stride);
         let beside = c.wrapping_add(LANES);
@@ -142,29 +194,27 @@ impl Block for TileUnit {
             }
             for Strips { a, b, depth } in strips.iter().copied().filter(|strips| strips.depth > 0) {
                 match (ROWS, COLS) {
-                    (2, 2) => asm!(
-                        "2:",
-                        "tileloadd tmm4, [{a0} + {s}*1]",
-                        "tileloadd tmm6, [{b0} + {s}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tileloadd tmm7, [{b1} + {s}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7",
-                        "tileloadd tmm5, [{a1} + {s}*1]",
-                        "tdpbf16ps tmm2, tmm5, tmm6",
-                        "tdpbf16ps tmm3, tmm5, tmm7",
-                        "add {a0}, {t}",
-                        "add {a1}, {t}",
-                        "add {b0}, {t}",
-                        "add {b1}, {t}",
-                        "dec {n}",
-                        "jnz 2b",
-                        a0 = inout(reg) a[0] => _,
-                        a1 = inout(reg) a[ROWS - 1] => _,
-                        b0 = inout(reg) b[0] => _,
-                        b1 = inout(reg) b[COLS - 1] => _,
-                        n = inout(reg) depth => _,
-                        s = in(reg) 64usize,
-                        t = const TILE,
+                    (2, 2) if many => two_by_two!(
+                        a,
+                        b,
+                        depth,
+                        line,
+                        "prefetcht1 [{p}]",
+                        "prefetcht1 [{p} + 64]",
+                        "prefetcht1 [{p} + 128]",
+                        "prefetcht1 [{p} + 192]",
+                        "add {p}, 256"
+                    ),
+                    (2, 2) => two_by_two!(
+                        a,
+                        b,
+                        depth,
+                        line,
+                        "prefetcht1 [{p}]",
+                        "",
+                        "prefetcht1 [{p} + 64]",
+                        "",
+                        "add {p}, 128"
                     ),
                     (1, 2) => asm!(
                         "2:",

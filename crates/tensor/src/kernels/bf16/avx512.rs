@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
 
@@ -33,7 +34,9 @@ impl Block for VectorUnit {
         c: *mut f32,
         stride: usize,
         accumulate: bool,
+        ahead: Lines,
     ) {
+        ahead.fetch(0);
         for (number, Strips { a, b, depth }) in strips.iter().copied().enumerate() {
             let accumulate = accumulate || number > 0;
             for (strip, a) in a.into_iter().enumerate() {

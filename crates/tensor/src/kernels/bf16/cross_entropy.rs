@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::Unit;
 use super::operand::Columns;
 use super::pack::{Order, pack_strip};
-use super::product::{Block, Output, PackedStrips, Target, panels};
+use super::product::{Block, Output, PackedStrips, Target, Term, panels};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{View, exp2_rough, vectorised};
 
@@ -116,7 +116,7 @@ impl Task<'_, '_> {
             let output = Output { c: logits.as_mut_ptr(), stride: BLOCK, rows: strips * LANES, cols: BLOCK };
             let target = Target { output: &output, first_row: 0, first_strip };
             let columns = first_strip..first_strip + width.div_ceil(LANES);
-            panels(unit, &target, &a, forward, columns, 0..depth, None, false, &mut scratch);
+            panels(unit, &target, &[Term::new(a, forward, 0, None)], columns, false, &mut scratch);
             for (row, sum) in sums.iter_mut().enumerate() {
                 let logits = &mut logits[row * BLOCK..row * BLOCK + width];
                 let own = targets[self.first + row] as usize;
@@ -140,9 +140,8 @@ impl Task<'_, '_> {
                 let a = PackedStrips { tiles: &exponentials, depth: tiles, strips };
                 let output = Output { c: dx.as_mut_ptr(), stride: x.cols, rows, cols: x.cols };
                 let target = Target { output: &output, first_row: 0, first_strip: 0 };
-                let depth = start / DEPTH..start / DEPTH + tiles;
-                let columns = 0..x.cols.div_ceil(LANES);
-                panels(unit, &target, &a, gradient, columns, depth, None, start > 0, &mut scratch);
+                let (term, columns) = (Term::new(a, gradient, start / DEPTH, None), 0..x.cols.div_ceil(LANES));
+                panels(unit, &target, &[term], columns, start > 0, &mut scratch);
             }
         }
         self.finish(&sums);

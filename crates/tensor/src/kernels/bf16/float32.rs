@@ -1,5 +1,6 @@
 //! Blocks of products in float32, for processors without a bf16 unit.
 
+use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{DEPTH, LANES, Tile, from_bf16};
 use crate::kernels::vectorised;
@@ -15,7 +16,9 @@ impl Block for FloatUnit {
         c: *mut f32,
         stride: usize,
         accumulate: bool,
+        ahead: Lines,
     ) {
+        ahead.fetch(0);
         let blocks = strips.iter().enumerate().flat_map(|(number, strips)| {
             let columns = strips.b.into_iter().enumerate();
             columns.map(move |(col, b)| (accumulate || number > 0, strips.a, strips.depth, col, b))

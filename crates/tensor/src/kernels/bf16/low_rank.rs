@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::operand::{Columns, PackedColumns, corner};
+use super::operand::{Columns, PackedColumns, Runs, corner};
 use super::pack::{Order, pack};
 use super::product::{Block, Output, PackedStrips, Target, columns};
 use super::tile::{DEPTH, LANES, Tile};
@@ -30,6 +30,7 @@ pub(crate) struct LowRank<'a> {
 }
 
 /// The second half of a low-rank product.
+#[derive(Clone, Copy)]
 pub(super) struct Second<'a> {
     pub(super) a: PackedStrips<'a>,
     pub(super) b: &'a PackedColumns,
@@ -98,7 +99,7 @@ impl LowRankFactors {
         let panel = self.inner.panel(0..strips, depth.clone(), &mut []);
         for strip in 0..strips {
             let b = [panel.strip(strip, depth.len())];
-            columns(unit, &target, a, b, strip, None, accumulate, None);
+            columns(unit, &target, a, b, strip, None, accumulate, Runs::NONE);
         }
     }
 

@@ -42,7 +42,7 @@ pub(crate) use amx::TileUnit;
 pub(crate) use avx512_pack::{Vectors, convert, mask, store, transposed};
 pub(crate) use cross_entropy::{RowResults, Vocabulary, cross_entropy};
 pub(crate) use low_rank::{LowRank, LowRankFactors};
-pub(crate) use operand::{Columns, PackedColumns, Panel, ViewColumns, corner, fetch_strips};
+pub(crate) use operand::{Columns, PackedColumns, Panel, Runs, ViewColumns, corner};
 pub(crate) use pack::{Order, index, pack, prefetch_tiles, transpose};
 pub(crate) use product::Product;
 pub(crate) use rows::Part;

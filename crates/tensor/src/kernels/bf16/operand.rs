@@ -5,10 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::coded::CodedStrip;
-use super::pack::{Corner, Order, pack, prefetch_part};
+use super::pack::{Corner, Order, pack};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Workspace;
-use crate::kernels::{View, prefetch_for_later};
+use crate::kernels::{LINE, View, fetch_lines, prefetch_for_later};
 
 /// The right factor `[depth, cols]`, asked for in panels: some strips of 16 columns by some tiles of the inner dimension.
 pub(crate) trait Columns: Sync {
@@ -38,28 +38,81 @@ pub(crate) trait Columns: Sync {
         None
     }
 
-    /// Fetches part `part.0` of `part.1` equal ones of what [`panel`](Self::panel) reads into the second-level cache.
-    /// Nothing where unpacking takes longer than reading.
-    fn fetch(&self, _strips: Range<usize>, _depth: Range<usize>, _part: (usize, usize)) {}
-}
-
-/// A panel that comes next: what it reads is fetched while another one is multiplied, because it comes from far away.
-pub(crate) struct Ahead<'a> {
-    columns: &'a dyn Columns,
-    strips: Range<usize>,
-    depth: Range<usize>,
-}
-
-impl<'a> Ahead<'a> {
-    /// The two strips from `strip` on, of those that exist.
-    pub(crate) fn new(columns: &'a dyn Columns, strip: usize, depth: &Range<usize>) -> Option<Self> {
-        let end = columns.cols().div_ceil(LANES).min(strip + 2);
-        (strip < end).then(|| Self { columns, strips: strip..end, depth: depth.clone() })
+    /// Where what [`panel`](Self::panel) reads lies; nothing where unpacking takes longer than reading.
+    fn runs(&self, _strips: Range<usize>, _depth: Range<usize>) -> Runs {
+        Runs::NONE
     }
 
-    /// Fetches a part of it.
-    pub(crate) fn fetch(&self, part: (usize, usize)) {
-        self.columns.fetch(self.strips.clone(), self.depth.clone(), part);
+    /// The same of the two strips from `strip` on, of those that exist.
+    fn runs_of_pair(&self, strip: usize, depth: Range<usize>) -> Runs {
+        let end = self.cols().div_ceil(LANES).min(strip + 2);
+        if strip < end { self.runs(strip..end, depth) } else { Runs::NONE }
+    }
+}
+
+/// Cache lines that somebody reads soon and that come from far away.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    pub(crate) first: *const Tile,
+    pub(crate) count: usize,
+}
+
+impl Lines {
+    pub(crate) const NONE: Self = Self { first: std::ptr::null(), count: 0 };
+
+    /// Fetches those from number `from` on into the second-level cache.
+    #[inline]
+    pub(crate) fn fetch(self, from: usize) {
+        fetch_lines(self.first.wrapping_byte_add(from * LINE), self.count.saturating_sub(from));
+    }
+}
+
+/// Runs of tiles, equally long and far apart, that are fetched part by part while something else is multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct Runs {
+    /// The next tile, and the lines of it that are fetched already.
+    first: *const Tile,
+    done: usize,
+    /// Tiles from one run to the next.
+    stride: usize,
+    /// Lines of a run, and runs that are left.
+    lines: usize,
+    count: usize,
+    /// Lines of a part.
+    part: usize,
+}
+
+impl Runs {
+    pub(crate) const NONE: Self = Self { first: std::ptr::null(), done: 0, stride: 0, lines: 0, count: 0, part: 0 };
+
+    /// The tiles `depth` of `runs`, which lie `stride` tiles apart.
+    pub(crate) fn of(tiles: &[Tile], stride: usize, runs: Range<usize>, depth: Range<usize>) -> Self {
+        let first = tiles.as_ptr().wrapping_add(runs.start * stride + depth.start);
+        // A lane of a tile is a line.
+        let (lines, count) = (depth.len() * LANES, runs.len());
+        let (lines, count) = if depth.len() == stride { (lines * count, 1) } else { (lines, count) };
+        Self { first, done: 0, stride, lines, count, part: 0 }
+    }
+
+    /// To be fetched in so many parts.
+    pub(crate) fn in_parts(self, parts: usize) -> Self {
+        Self { part: (self.lines * self.count).div_ceil(parts.max(1)), ..self }
+    }
+
+    /// The next part, as far as it lies in one run.
+    pub(crate) fn next_part(&mut self) -> Lines {
+        if self.count == 0 {
+            return Lines::NONE;
+        }
+        let lines = Lines {
+            first: self.first.wrapping_byte_add(self.done * LINE),
+            count: self.part.min(self.lines - self.done),
+        };
+        self.done += self.part;
+        if self.done >= self.lines {
+            (self.first, self.done, self.count) = (self.first.wrapping_add(self.stride), 0, self.count - 1);
+        }
+        lines
     }
 }
 
@@ -130,25 +183,9 @@ impl Columns for PackedColumns {
         Panel { tiles: &self.tiles[strips.start * stride + depth.start..], stride }
     }
 
-    fn fetch(&self, strips: Range<usize>, depth: Range<usize>, part: (usize, usize)) {
-        fetch_strips(&self.tiles, self.depth.div_ceil(DEPTH), strips, depth, part);
+    fn runs(&self, strips: Range<usize>, depth: Range<usize>) -> Runs {
+        Runs::of(&self.tiles, self.depth.div_ceil(DEPTH), strips, depth)
     }
-}
-
-/// Fetches a part of the tiles `depth` of `strips`, which lie `stride` tiles apart.
-pub(crate) fn fetch_strips(
-    tiles: &[Tile],
-    stride: usize,
-    strips: Range<usize>,
-    depth: Range<usize>,
-    part: (usize, usize),
-) {
-    let count = strips.len() * depth.len();
-    prefetch_part(
-        count,
-        |place| &tiles[(strips.start + place / depth.len()) * stride + depth.start + place % depth.len()],
-        part,
-    );
 }
 
 /// A right factor in float32, packed panel by panel.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::tile::{DEPTH, LANES, Tile, from_bf16, to_bf16};
-use crate::kernels::{LINE, View, prefetch, prefetch_for_later};
+use crate::kernels::{View, prefetch};
 
 /// A corner of a matrix that becomes a tile: up to 16 lanes by up to 32 places of the inner dimension; the rest of the
 /// tile is zero.
@@ -188,20 +188,6 @@ pub(crate) fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
 pub(crate) fn prefetch_tiles(tiles: &[Tile], first: usize, stride: usize) {
     for tile in [first, first + stride].into_iter().filter_map(|place| tiles.get(place)) {
         prefetch(&tile.0);
-    }
-}
-
-/// Fetches part `part` of `parts` equal ones of `count` tiles into the second-level cache.
-#[inline]
-pub(crate) fn prefetch_part<'a>(count: usize, tile: impl Fn(usize) -> &'a Tile, (part, parts): (usize, usize)) {
-    // A lane of a tile is a line.
-    let lines = count * LANES;
-    let (mut line, end) = (lines * part / parts, lines * (part + 1) / parts);
-    while line < end {
-        let (place, first) = (line / LANES, line % LANES);
-        let last = LANES.min(first + end - line);
-        prefetch_for_later(&tile(place).0, first * LINE..last * LINE);
-        line += last - first;
     }
 }
 

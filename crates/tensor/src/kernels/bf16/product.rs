@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::Unit;
 use super::low_rank::{LowRank, LowRankFactors, Second};
-use super::operand::{Ahead, Columns};
+use super::operand::{Columns, Lines, Runs};
 use super::pack::{Order, pack_strip};
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{Parallelism, View, ViewMut, in_turn};
@@ -26,7 +26,7 @@ pub(super) struct Strips<const ROWS: usize, const COLS: usize> {
 /// Multiplies strips of tiles into a block of the result.
 pub(super) trait Block {
     /// `C ← C (if accumulate) + Σ A·B` over `strips`, tile after tile of the inner dimension in order. Rows of `c` lie
-    /// `stride` floats apart.
+    /// `stride` floats apart. Fetches `ahead` on the way.
     ///
     /// # Safety
     /// The strips exist, and the block of `c` is memory that nobody else uses.
@@ -37,6 +37,7 @@ pub(super) trait Block {
         c: *mut f32,
         stride: usize,
         accumulate: bool,
+        ahead: Lines,
     );
 }
 
@@ -251,7 +252,8 @@ impl Task<'_> {
                 }
                 let target = Target { output: self.output, first_row: self.rows.start * LANES, first_strip: 0 };
                 let accumulate = self.accumulate || first > 0;
-                panels(unit, &target, &a, self.b, self.columns.clone(), depth, second.as_ref(), accumulate, panel);
+                let term = Term { a, b: self.b, depth, second };
+                panels(unit, &target, &[term], self.columns.clone(), accumulate, panel);
             }
         });
     }
@@ -298,35 +300,49 @@ impl Task<'_> {
     }
 }
 
-/// All packed rows by the strips `strips` of `b`, whose panels begin with the first of them, over the tiles `depth` of its
-/// inner dimension. `scratch` has room for a panel.
-#[allow(clippy::too_many_arguments, reason = "a loop over blocks needs both factors and the result")]
+/// A product of packed rows, and a thin one of the same rows beside it.
+pub(super) struct Term<'a> {
+    pub(super) a: PackedStrips<'a>,
+    pub(super) b: &'a dyn Columns,
+    /// The tiles of `b`'s inner dimension, which are all of `a`'s.
+    pub(super) depth: Range<usize>,
+    pub(super) second: Option<Second<'a>>,
+}
+
+impl<'a> Term<'a> {
+    /// `a` by the tiles from `first` on of `b`'s inner dimension.
+    pub(super) fn new(a: PackedStrips<'a>, b: &'a dyn Columns, first: usize, second: Option<Second<'a>>) -> Self {
+        let depth = first..first + a.depth;
+        Self { a, b, depth, second }
+    }
+}
+
+/// The sum of `terms`, of equally many rows, for the strips `strips` of columns, whose panels begin with the first of them.
+/// `scratch` has room for a panel of any of them. What of the result is worked on stays in the cache through all terms.
 pub(super) fn panels(
     unit: &impl Block,
     target: &Target<'_>,
-    a: &PackedStrips<'_>,
-    b: &dyn Columns,
+    terms: &[Term<'_>],
     strips: Range<usize>,
-    depth: Range<usize>,
-    second: Option<&Second<'_>>,
     accumulate: bool,
     scratch: &mut [Tile],
 ) {
-    let at_once = b.strips_at_once();
+    let at_once = terms.iter().map(|term| term.b.strips_at_once()).max().unwrap_or(2);
     for start in strips.clone().step_by(at_once) {
         let strips = start..strips.end.min(start + at_once);
-        let scratch = &mut scratch[..strips.len() * depth.len()];
-        let panel = b.panel(strips.clone(), depth.clone(), scratch);
-        for pair in strips.clone().step_by(2) {
-            let place = pair - start;
-            let b0 = panel.strip(place, depth.len());
-            let ahead = Ahead::new(b, pair + 2, &depth);
-            let ahead = ahead.as_ref();
-            if pair + 1 < strips.end {
-                let b = [b0, panel.strip(place + 1, depth.len())];
-                columns(unit, target, a, b, pair, second, accumulate, ahead);
-            } else {
-                columns(unit, target, a, [b0], pair, second, accumulate, ahead);
+        for (number, Term { a, b, depth, second }) in terms.iter().enumerate() {
+            let (second, accumulate) = (second.as_ref(), accumulate || number > 0);
+            let panel = b.panel(strips.clone(), depth.clone(), &mut scratch[..strips.len() * depth.len()]);
+            for pair in strips.clone().step_by(2) {
+                let place = pair - start;
+                let b0 = panel.strip(place, depth.len());
+                let ahead = b.runs_of_pair(pair + 2, depth.clone());
+                if pair + 1 < strips.end {
+                    let b = [b0, panel.strip(place + 1, depth.len())];
+                    columns(unit, target, a, b, pair, second, accumulate, ahead);
+                } else {
+                    columns(unit, target, a, [b0], pair, second, accumulate, ahead);
+                }
             }
         }
     }
@@ -342,7 +358,7 @@ pub(super) fn columns<const COLS: usize>(
     column_strip: usize,
     second: Option<&Second<'_>>,
     accumulate: bool,
-    ahead: Option<&Ahead<'_>>,
+    ahead: Runs,
 ) {
     let second_b = second.map(|second| {
         let depth = second.a.depth;
@@ -352,30 +368,26 @@ pub(super) fn columns<const COLS: usize>(
     let second = second.zip(second_b);
     let step = pass(a.depth, a.strips);
     let blocks = a.strips.div_ceil(2);
-    let parts = a.depth.max(1).div_ceil(step) * blocks;
+    let mut ahead = ahead.in_parts(a.depth.max(1).div_ceil(step) * blocks);
     for first in (0..a.depth.max(1)).step_by(step) {
         let depth = first..a.depth.min(first + step);
         let b = b.map(|strip| strip[depth.clone()].as_ptr());
         let second = second.filter(|_| depth.end == a.depth);
         let accumulate = accumulate || first > 0;
-        let mut row = 0;
-        while row < a.strips {
+        for row in (0..a.strips).step_by(2) {
             let place = (row, column_strip);
-            if let Some(ahead) = ahead {
-                ahead.fetch((first / step * blocks + row / 2, parts));
-            }
+            let lines = ahead.next_part();
             if row + 1 < a.strips {
-                rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate);
-                row += 2;
+                rows::<2, COLS>(unit, target, a, b, &depth, place, second, accumulate, lines);
             } else {
-                rows::<1, COLS>(unit, target, a, b, &depth, place, second, accumulate);
-                row += 1;
+                rows::<1, COLS>(unit, target, a, b, &depth, place, second, accumulate, lines);
             }
         }
     }
 }
 
 /// Strips of packed rows, `depth` tiles each.
+#[derive(Clone, Copy)]
 pub(super) struct PackedStrips<'a> {
     pub(super) tiles: &'a [Tile],
     pub(super) depth: usize,
@@ -408,6 +420,7 @@ fn rows<const ROWS: usize, const COLS: usize>(
     (row, col): (usize, usize),
     second: Option<(&Second<'_>, [*const Tile; COLS])>,
     accumulate: bool,
+    ahead: Lines,
 ) {
     let left: [*const Tile; ROWS] = std::array::from_fn(|strip| a.strip(row + strip)[depth.clone()].as_ptr());
     let mut strips = [Strips { a: left, b, depth: depth.len() }; 2];
@@ -425,7 +438,7 @@ fn rows<const ROWS: usize, const COLS: usize>(
     unsafe {
         let c = c.add(first_row * stride + first_col);
         if rows == ROWS * LANES && cols == COLS * LANES {
-            unit.block(strips, c, stride, accumulate);
+            unit.block(strips, c, stride, accumulate, ahead);
             return;
         }
         let mut edge = Edge([0.0; 4 * LANES * LANES]);
@@ -435,7 +448,7 @@ fn rows<const ROWS: usize, const COLS: usize>(
                 std::ptr::copy_nonoverlapping(c.add(row * stride), edge.0.as_mut_ptr().add(row * width), cols);
             }
         }
-        unit.block(strips, edge.0.as_mut_ptr(), width, accumulate);
+        unit.block(strips, edge.0.as_mut_ptr(), width, accumulate, ahead);
         for row in 0..rows {
             std::ptr::copy_nonoverlapping(edge.0.as_ptr().add(row * width), c.add(row * stride), cols);
         }

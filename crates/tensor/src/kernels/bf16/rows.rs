@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::low_rank::{LowRankFactors, Second};
 use super::operand::Columns;
 use super::pack::{Order, pack_strip, unpack};
-use super::product::{Block, Output, PackedStrips, Target, panels};
+use super::product::{Block, Output, PackedStrips, Target, Term, panels};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::kernels::{View, vectorised};
 use crate::{Matrix, Workspace};
@@ -173,10 +173,10 @@ pub(super) fn add_bias(rows: &mut [f32], bias: &[f32]) {
 /// The columns `columns` of a linear, for all packed rows, in full strips.
 pub(super) fn linear_block(
     unit: &impl Block,
-    x: &PackedStrips<'_>,
+    x: PackedStrips<'_>,
     part: &Part<'_>,
     columns: Range<usize>,
-    second: Option<&Second<'_>>,
+    second: Option<Second<'_>>,
     values: &mut [f32],
     scratch: &mut [Tile],
 ) {
@@ -184,7 +184,7 @@ pub(super) fn linear_block(
     let output = Output { c: values.as_mut_ptr(), stride: width, rows: x.strips * LANES, cols: width };
     let strips = columns.start / LANES..columns.end / LANES;
     let target = Target { output: &output, first_row: 0, first_strip: strips.start };
-    panels(unit, &target, x, &*part.columns, strips, 0..x.depth, second, false, scratch);
+    panels(unit, &target, &[Term::new(x, &*part.columns, 0, second)], strips, false, scratch);
     if let Some(bias) = &part.bias {
         add_bias(values, &bias[columns]);
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::Unit;
-use super::operand::{PackedColumns, corner};
+use super::operand::{Lines, PackedColumns, corner};
 use super::pack::{Order, pack};
 use super::product::{Block, Strips};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -158,7 +158,8 @@ impl StackedProduct<'_> {
         // SAFETY: strips have `depth` tiles; `Unit::stacked` checked that the result, which is borrowed mutably, has room.
         unsafe {
             let c = self.c.add(row * LANES * self.stride + col * LANES);
-            unit.block::<ROWS, COLS>(&[Strips { a, b, depth: self.depth }], c, self.stride, self.accumulate);
+            let strips = [Strips { a, b, depth: self.depth }];
+            unit.block::<ROWS, COLS>(&strips, c, self.stride, self.accumulate, Lines::NONE);
         }
     }
 }

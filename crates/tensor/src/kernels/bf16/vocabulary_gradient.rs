@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::Unit;
 use super::operand::PackedColumns;
 use super::pack::{Order, pack_strip};
-use super::product::{Block, Output, PackedStrips, Target, panels};
+use super::product::{Block, Output, PackedStrips, Target, Term, panels};
 use super::rows::on_unit;
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use super::tokens::Tokens;
@@ -89,7 +89,7 @@ impl Task<'_> {
                 Output { c: logits.data_mut().as_mut_ptr(), stride: width, rows: strips * LANES, cols: end - start };
             let target = Target { output: &block, first_row: 0, first_strip: start / LANES };
             let columns = start / LANES..end.div_ceil(LANES);
-            panels(unit, &target, &a, self.tokens, columns, 0..depth, None, false, &mut scratch);
+            panels(unit, &target, &[Term::new(a, self.tokens, 0, None)], columns, false, &mut scratch);
             for row in logits.data_mut().chunks_exact_mut(width).take(rows) {
                 vectorised(
                     #[inline(always)]
@@ -111,9 +111,8 @@ impl Task<'_> {
             pack_rows(view, self.scale, tiles, differences);
             let a = PackedStrips { tiles: differences, depth: tiles, strips };
             let target = Target { output, first_row: self.rows.start, first_strip: 0 };
-            let (columns, depth) = (0..x.cols.div_ceil(LANES), start / DEPTH..start / DEPTH + tiles);
-            let accumulate = self.accumulate || start > 0;
-            panels(unit, &target, &a, self.features, columns, depth, None, accumulate, &mut scratch);
+            let (term, columns) = (Term::new(a, self.features, start / DEPTH, None), 0..x.cols.div_ceil(LANES));
+            panels(unit, &target, &[term], columns, self.accumulate || start > 0, &mut scratch);
         }
     }
 }

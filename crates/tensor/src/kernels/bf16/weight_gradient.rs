@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::Unit;
 use super::operand::{Columns, PackedColumns};
-use super::product::{Block, Output, PackedStrips, Target, panels};
+use super::product::{Block, Output, PackedStrips, Target, Term, panels};
 use super::rows::on_unit;
 use super::tile::{DEPTH, LANES, Tile};
 use super::tokens::Tokens;
@@ -83,7 +83,8 @@ impl Task<'_> {
                 let a = PackedStrips { tiles: packed, depth: depth.len(), strips: self.rows.len() };
                 let target = Target { output: self.output, first_row: self.rows.start * LANES, first_strip: 0 };
                 let accumulate = self.accumulate || first > 0;
-                panels(unit, &target, &a, self.x, self.columns.clone(), depth, None, accumulate, scratch);
+                let term = Term::new(a, self.x, depth.start, None);
+                panels(unit, &target, &[term], self.columns.clone(), accumulate, scratch);
             }
         });
     }

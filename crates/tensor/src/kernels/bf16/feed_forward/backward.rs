@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::unpack;
-use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Sharing, on_unit, packed};
 use crate::kernels::bf16::sums::{Sums, SumsOfRows};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
@@ -139,9 +139,8 @@ impl Task<'_, '_> {
                 let block = columns.start / LANES..columns.end / LANES;
                 let target = Target { output: &output, first_row: 0, first_strip: block.start };
                 let second = middles[DOWN].as_ref().map(Middle::second);
-                let down = &*parts.down.columns;
-                let a = dy.strips();
-                panels(unit, &target, &a, down, block, 0..dy.depth, second.as_ref(), false, &mut scratch);
+                let term = Term::new(dy.strips(), &*parts.down.columns, 0, second);
+                panels(unit, &target, &[term], block, false, &mut scratch);
                 let gate = if kept.gate.is_some() { gate } else { &mut [] };
                 for strip in 0..strips {
                     // A strip of the block stays in the first-level cache through all of this.
@@ -196,8 +195,9 @@ impl Task<'_, '_> {
                 let Some((dx, _)) = &mut self.dx else { continue };
                 let dx = Output { c: dx.as_mut_ptr(), stride: x.cols, rows: rows.len(), cols: x.cols };
                 let dx = Target { output: &dx, first_row: 0, first_strip: 0 };
-                let (strips, a) = (0..x.cols.div_ceil(LANES), gradient.strips());
-                panels(unit, &dx, &a, &*part.columns, strips, start..end, second.as_ref(), accumulate, &mut scratch);
+                // One after the other: rows of both would not stay in the cache from columns to columns.
+                let term = Term::new(gradient.strips(), &*part.columns, start, second);
+                panels(unit, &dx, &[term], 0..x.cols.div_ceil(LANES), accumulate, &mut scratch);
                 accumulate = true;
             }
         }

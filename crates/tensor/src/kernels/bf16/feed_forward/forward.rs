@@ -6,7 +6,7 @@ use super::{Kept, Parts, fill, tiles_of};
 use crate::kernels::View;
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::{Written, keep};
-use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, Part, Sharing, add_bias, linear_block, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::{Matrix, Workspace};
@@ -126,12 +126,12 @@ impl Task<'_, '_> {
                 let columns = place * DEPTH..hidden.min((place + block_tiles) * DEPTH);
                 let block = |values: &mut Matrix, part: &Part<'_>, second, scratch: &mut [Tile]| {
                     let values = &mut values.data_mut()[..strips * LANES * columns.len()];
-                    linear_block(unit, &x.strips(), part, columns.clone(), second, values, scratch);
+                    linear_block(unit, x.strips(), part, columns.clone(), second, values, scratch);
                 };
                 if let Some(part) = &parts.gate {
-                    block(&mut gate, part, gate_second.as_ref(), &mut scratch);
+                    block(&mut gate, part, gate_second, &mut scratch);
                 }
-                block(&mut up, &parts.up, up_second.as_ref(), &mut scratch);
+                block(&mut up, &parts.up, up_second, &mut scratch);
                 let width = columns.len();
                 for strip in 0..strips {
                     // A strip of the block stays in the first-level cache through all of this.
@@ -160,9 +160,8 @@ impl Task<'_, '_> {
                 }
             }
             let strips = 0..width.div_ceil(LANES);
-            let columns = &*parts.down.columns;
-            let inner = inner.strips();
-            panels(unit, &y, &inner, columns, strips, start..end, second.as_ref(), start > 0, &mut scratch);
+            let term = Term::new(inner.strips(), &*parts.down.columns, start, second);
+            panels(unit, &y, &[term], strips, start > 0, &mut scratch);
         }
         if let Some(bias) = &parts.down.bias {
             add_bias(self.y, bias);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{Attended, Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, padded, tasks};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::unpack;
-use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, linear_block, on_unit, packed};
 use crate::kernels::bf16::sums::{Sums, SumsOfRows};
 use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer};
@@ -96,6 +96,7 @@ impl Task<'_, '_> {
         let room = || shape.widths().map(|width| Matrix::uninitialised(workspace, rows, width));
         let (mut projected, mut gradients) = (room(), room());
         let [mut output, mut gradient] = [(); 2].map(|()| Matrix::uninitialised(workspace, rows, shape.widths()[0]));
+        let mut packed_gradients = shape.depths().map(|depth| Packed::with_room(workspace, strips, depth));
         let mut scratch = TileBuffer::new(workspace, parts.scratch());
         for block in shape.blocks() {
             let widths = block.sides.each_ref().map(|side| side.range.len());
@@ -107,7 +108,7 @@ impl Task<'_, '_> {
             }
             let second = middles[OUTPUT].as_ref().map(Middle::second);
             let into = &mut gradient.data_mut()[..rows * widths[0]];
-            linear_block(unit, &dy.strips(), &parts.output, features.clone(), second.as_ref(), into, &mut scratch);
+            linear_block(unit, dy.strips(), &parts.output, features.clone(), second, into, &mut scratch);
             kept.attended.unpack(block.sides[0].first_tile, output.data_mut(), widths[0]);
             for (Features { range, first_tile }, values) in block.sides.iter().zip(&mut projected) {
                 let width = range.len();
@@ -153,26 +154,25 @@ impl Task<'_, '_> {
                 if place != VALUES {
                     self.heads.turn(&mut values[..count * width], width, self.rows.start, true);
                 }
-                self.sum_b(place, side.range.clone(), View::rows_of(values, count, width, width));
-                let mut tiles = Packed::with_room(workspace, strips, width / DEPTH);
-                tiles.fill(View::rows_of(values, count, width, width), 0);
-                let depth = side.range.start / DEPTH..side.range.end / DEPTH;
-                let mut second = None;
-                if let Some(middle) = &mut middles[place] {
-                    middle.add(unit, &tiles.strips(), depth.clone(), block.number > 0);
-                    if block.is_last {
-                        middle.pack();
-                        second = Some(middle.second());
-                    }
-                }
-                let Some((dx, beta)) = &mut self.dx else { continue };
-                let accumulate = *beta != 0.0 || block.number > 0 || place > 0;
-                let dx = Output { c: dx.as_mut_ptr(), stride: x.cols, rows: count, cols: x.cols };
-                let dx = Target { output: &dx, first_row: 0, first_strip: 0 };
-                let (strips, a) = (0..x.cols.div_ceil(LANES), tiles.strips());
-                let columns = &*parts.all()[place].columns;
-                panels(unit, &dx, &a, columns, strips, depth, second.as_ref(), accumulate, &mut scratch);
+                let values = View::rows_of(values, count, width, width);
+                self.sum_b(place, side.range.clone(), values);
+                packed_gradients[place].fill(values, side.range.start / DEPTH);
             }
+        }
+        for (middle, gradients) in middles.iter_mut().zip(&packed_gradients) {
+            if let Some(middle) = middle {
+                middle.add(unit, &gradients.strips(), 0..gradients.depth, false);
+                middle.pack();
+            }
+        }
+        if let Some((dx, beta)) = &mut self.dx {
+            let terms: [Term<'_>; OUTPUT] = std::array::from_fn(|place| {
+                let second = middles[place].as_ref().map(Middle::second);
+                Term::new(packed_gradients[place].strips(), &*parts.all()[place].columns, 0, second)
+            });
+            let dx_rows = Output { c: dx.as_mut_ptr(), stride: x.cols, rows: count, cols: x.cols };
+            let target = Target { output: &dx_rows, first_row: 0, first_strip: 0 };
+            panels(unit, &target, &terms, 0..x.cols.div_ceil(LANES), *beta != 0.0, &mut scratch);
         }
         let (x, dy) = (x.rows(self.rows.clone()), self.dy.rows(self.rows.clone()));
         for (place, middle) in middles[..OUTPUT].iter().enumerate() {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, padded, tasks};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::{Written, keep};
-use crate::kernels::bf16::product::{Block, Output, Target, panels};
+use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
 use crate::kernels::bf16::rows::{Middle, Packed, add_bias, linear_block, on_unit, packed};
 use crate::kernels::bf16::tile::{DEPTH, LANES, TileBuffer, from_bf16, to_bf16};
 use crate::kernels::{View, vectorised};
@@ -82,7 +82,7 @@ impl Task<'_, '_> {
                 let values = &mut values.data_mut()[..rows * width];
                 let second = middles[place].as_ref().map(Middle::second);
                 let (x, part) = (x.strips(), parts.all()[place]);
-                linear_block(unit, &x, part, range.clone(), second.as_ref(), values, &mut scratch);
+                linear_block(unit, x, part, range.clone(), second, values, &mut scratch);
                 if place != VALUES {
                     self.heads.turn(&mut values[..count * width], width, self.rows.start, false);
                 }
@@ -117,8 +117,8 @@ impl Task<'_, '_> {
         let y = Output { c: self.y.as_mut_ptr(), stride: width, rows: count, cols: width };
         let y = Target { output: &y, first_row: 0, first_strip: 0 };
         let second = middles[OUTPUT].as_ref().map(Middle::second);
-        let (columns, strips, a) = (&*parts.output.columns, 0..width.div_ceil(LANES), attended.strips());
-        panels(unit, &y, &a, columns, strips, 0..attended.depth, second.as_ref(), false, &mut scratch);
+        let term = Term::new(attended.strips(), &*parts.output.columns, 0, second);
+        panels(unit, &y, &[term], 0..width.div_ceil(LANES), false, &mut scratch);
         if let Some(bias) = &parts.output.bias {
             add_bias(self.y, bias);
         }

@@ -36,8 +36,9 @@ impl<'a> Parts<'a> {
 
     /// Tiles that unpacking a panel of any of them takes.
     fn scratch(&self) -> usize {
-        let tiles = |part: &&Part<'_>| part.columns.strips_at_once() * part.columns.depth().div_ceil(DEPTH);
-        self.all().iter().map(tiles).max().unwrap_or(0)
+        let at_once = self.all().into_iter().map(|part| part.columns.strips_at_once()).max();
+        let depth = self.all().into_iter().map(|part| part.columns.depth().div_ceil(DEPTH)).max();
+        at_once.unwrap_or(0) * depth.unwrap_or(0)
     }
 }
 
@@ -101,7 +102,7 @@ impl Shape {
                 Features { first_tile: (before * kv_heads * head_dim + range.start) / DEPTH, range }
             };
             let sides = [side(group, 0), side(1, group), side(1, group + 1)];
-            HeadBlock { number, is_last: first + heads == kv_heads, kv_heads: heads, sides }
+            HeadBlock { number, kv_heads: heads, sides }
         })
     }
 
@@ -115,6 +116,11 @@ impl Shape {
         (self.group + 2) * self.kv_heads * self.head_dim / DEPTH
     }
 
+    /// Tiles of a row of queries, of keys and of values.
+    fn depths(&self) -> [usize; 3] {
+        [self.group, 1, 1].map(|size| size * self.kv_heads * self.head_dim / DEPTH)
+    }
+
     /// Features of the queries, keys and values of a block, at the most.
     fn widths(&self) -> [usize; 3] {
         [self.group, 1, 1].map(|size| size * self.at_once * self.head_dim)
@@ -124,7 +130,6 @@ impl Shape {
 /// Some heads of keys and values, with those of queries that share them.
 struct HeadBlock {
     number: usize,
-    is_last: bool,
     kv_heads: usize,
     /// Of queries, keys and values. The features of the queries are those of the attention's output.
     sides: [Features; 3],
@@ -198,7 +203,6 @@ mod tests {
         let shape = Shape { head_dim: 32, kv_heads: 5, group: 3, at_once: 2 };
         let blocks: Vec<HeadBlock> = shape.blocks().collect();
         assert_eq!(blocks.iter().map(|block| block.kv_heads).collect::<Vec<_>>(), [2, 2, 1]);
-        assert_eq!(blocks.iter().map(|block| block.is_last).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((blocks.len(), shape.block_count()), (3, 3));
         for (side, size) in [3, 1, 1].into_iter().enumerate() {
             let features = blocks.iter().flat_map(|block| block.sides[side].range.clone());
