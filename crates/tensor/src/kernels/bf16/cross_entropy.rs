@@ -18,7 +18,7 @@ use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{View, exp2_rough, vectorised};
 
 /// Columns of a block.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 /// Rows of a task, at the most.
 const MOST_ROWS: usize = 256;
 /// How far above the reference a logit may be before the sums are rescaled.

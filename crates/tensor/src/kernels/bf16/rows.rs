@@ -24,12 +24,12 @@ pub(super) struct Sharing {
     /// Strips of rows in all, and of a piece.
     pub(super) strips: usize,
     pub(super) piece: usize,
-    /// Pieces of a task.
-    pub(super) pieces: usize,
+    /// How many tasks, whose numbers of pieces differ by one at the most.
+    tasks: usize,
 }
 
 /// Pieces of a task, at the most.
-pub(super) const MOST_PIECES: usize = 4;
+const MOST_PIECES: usize = 5;
 
 impl Sharing {
     pub(super) fn of(rows: usize) -> Self {
@@ -37,13 +37,21 @@ impl Sharing {
         let strips = rows.div_ceil(LANES);
         let count = strips.div_ceil(MOST_STRIPS).next_multiple_of(2);
         let piece = strips.div_ceil(count).max(1);
-        let pieces = strips.div_ceil(piece).div_ceil(rayon::current_num_threads()).clamp(1, MOST_PIECES);
-        Self { strips, piece, pieces }
+        let pieces = strips.div_ceil(piece);
+        let tasks = pieces.div_ceil(MOST_PIECES).next_multiple_of(rayon::current_num_threads()).min(pieces);
+        Self { strips, piece, tasks }
     }
 
-    /// Rows of a task.
-    pub(super) fn task_rows(&self) -> usize {
-        self.pieces * self.piece * LANES
+    /// Strips of a task, at the most, however many threads there are.
+    pub(super) fn most_strips(&self) -> usize {
+        let pieces = self.count();
+        pieces.div_ceil(pieces.div_ceil(MOST_PIECES).max(1)) * self.piece
+    }
+
+    /// The rows of each task, of `rows` in all.
+    pub(super) fn tasks(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let start = move |task: usize| rows.min(self.count() * task / self.tasks * self.piece * LANES);
+        (0..self.tasks).map(move |task| start(task)..start(task + 1))
     }
 
     /// Pieces in all.

@@ -35,10 +35,8 @@ pub(crate) fn backward(
     let mut hidden_rest = hidden.each_mut().map(|tiles| tiles.as_deref_mut());
     let mut sums_rest = sums.each_mut().map(|sums| sums.as_mut().map(SumsOfRows::all));
     let (mut dx, beta) = dx.map_or((None, 0.0), |(dx, beta)| (Some(dx.data), beta));
-    let task_rows = sharing.task_rows();
     let mut tasks = Vec::new();
-    for first in (0..x.rows).step_by(task_rows) {
-        let rows = first..x.rows.min(first + task_rows);
+    for rows in sharing.tasks(x.rows) {
         let pieces = rows.len().div_ceil(sharing.piece * LANES);
         let own_dx = dx.take().map(|values| {
             let (own, after) = values.split_at_mut(rows.len() * x.cols);

@@ -35,7 +35,6 @@ pub(crate) fn forward(
         }),
     });
     let mut tasks = Vec::new();
-    let task_rows = sharing.task_rows();
     let mut outputs = y.data_mut();
     let mut rest = kept.as_mut().map(|Kept { gate, up, middles }| KeptRows {
         gate: gate.as_deref_mut(),
@@ -43,8 +42,7 @@ pub(crate) fn forward(
         middles: middles.each_mut().map(|middle| middle.as_mut().map(|middle| (middle.cols(), middle.data_mut()))),
     });
     let width = parts.down.columns.cols();
-    for first in (0..x.rows).step_by(task_rows) {
-        let rows = first..x.rows.min(first + task_rows);
+    for rows in sharing.tasks(x.rows) {
         let (y, after) = std::mem::take(&mut outputs).split_at_mut(rows.len() * width);
         outputs = after;
         let kept = rest.take().map(|kept| {

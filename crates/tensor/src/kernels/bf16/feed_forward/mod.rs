@@ -12,7 +12,7 @@ mod forward;
 use std::ops::Range;
 
 use super::pack::{Order, pack_strip};
-use super::rows::{MOST_PIECES, Part, Sharing};
+use super::rows::{Part, Sharing};
 use super::tile::{DEPTH, LANES, Tile, TileBuffer};
 use crate::Matrix;
 use crate::kernels::View;
@@ -64,7 +64,7 @@ impl Sharing {
     fn chunk(&self, tiles: usize, width: usize, kinds: usize, block: usize) -> usize {
         const CACHED_TILES: usize = 1600;
         const FEWEST: usize = 8;
-        let strips = MOST_PIECES * self.piece;
+        let strips = self.most_strips();
         let most = (CACHED_TILES.saturating_sub(strips * width) / (kinds * strips)).max(FEWEST);
         tiles.div_ceil(tiles.div_ceil(most).max(1)).max(1).next_multiple_of(block)
     }

@@ -145,18 +145,24 @@ struct Features {
 /// The longest sequence, in rows, of which a task keeps everything in the cache.
 pub(crate) const LONGEST: usize = 512;
 
-/// The sequences of each task, which depend on their lengths alone.
+/// The sequences of each task, which depend on their lengths alone: an even number of tasks of nearly as many rows each, as
+/// far as whole sequences can be shared so.
 pub(crate) fn tasks(segments: &Segments) -> Vec<Range<usize>> {
     const ROWS: usize = 256;
+    let total = segments.total().max(1);
+    let count = total.div_ceil(ROWS).next_multiple_of(2);
     let mut tasks = Vec::new();
-    let mut start = 0;
-    for end in 1..=segments.len() {
-        let rows: usize = (start..end).map(|sequence| segments.length(sequence)).sum();
-        let next = if end < segments.len() { segments.length(end) } else { LONGEST };
-        if rows + next > ROWS {
-            tasks.push(start..end);
-            start = end;
+    let (mut start, mut end_of_task, mut done) = (0, total / count, 0);
+    for sequence in 0..segments.len() {
+        let length = segments.length(sequence);
+        if sequence > start && done + length / 2 > end_of_task {
+            tasks.push(start..sequence);
+            (start, end_of_task) = (sequence, total * (done * count / total + 1) / count);
         }
+        done += length;
+    }
+    if start < segments.len() {
+        tasks.push(start..segments.len());
     }
     tasks
 }
@@ -192,10 +198,12 @@ mod tests {
             assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>(), "{lengths:?}");
             for task in &tasks {
                 let rows: usize = lengths[task.clone()].iter().sum();
-                assert!(rows <= 256 || task.len() == 1, "{lengths:?}: {task:?}");
+                assert!(rows <= 384 || task.len() == 1, "{lengths:?}: {task:?}");
             }
         }
         assert_eq!(tasks(&Segments::from_lengths([256; 4])).len(), 4);
+        assert_eq!(tasks(&Segments::from_lengths([65; 8])), [0..2, 2..4, 4..6, 6..8]);
+        assert_eq!(tasks(&Segments::from_lengths([500, 3, 90])), [0..1, 1..3]);
     }
 
     #[test]
