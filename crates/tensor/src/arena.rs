@@ -2,12 +2,15 @@
 //!
 //! Pieces that are given back join their free neighbours, so that what was many small buffers serves as a few large ones:
 //! the gradients of a pass take the place of the values that they were made from. The first touch of a page costs more than
-//! most uses of what lies there; a slab is touched once.
+//! most uses of what lies there; a slab is touched once. Some small pieces stay as they are, ready for the same thread.
+
+mod drawers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::workspace::{LINE, zeros};
+use drawers::Drawers;
 
 /// Floats of a slab, at the least and at the most: as many as there are already in between.
 const SMALLEST: usize = (2 << 20) / size_of::<f32>();
@@ -19,7 +22,22 @@ const APART: usize = LARGEST / 4;
 #[derive(Debug, Default)]
 pub(crate) struct Arena {
     slabs: Mutex<Slabs>,
+    drawers: Drawers,
 }
+
+/// Some floats of a slab.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    slab: usize,
+    /// In the slab.
+    start: usize,
+    floats: usize,
+    pointer: *mut f32,
+}
+
+// SAFETY: a part that is free is nobody's way to its memory, one in use is its piece's.
+#[allow(unsafe_code)]
+unsafe impl Send for Part {}
 
 #[derive(Debug, Default)]
 struct Slabs {
@@ -53,11 +71,7 @@ unsafe impl Send for Slab {}
 #[derive(Debug)]
 pub(crate) struct Piece {
     arena: Arc<Arena>,
-    slab: usize,
-    /// In the slab.
-    start: usize,
-    floats: usize,
-    pointer: *mut f32,
+    part: Part,
     /// Floats asked for.
     len: usize,
 }
@@ -72,23 +86,29 @@ unsafe impl Sync for Piece {}
 impl Arena {
     /// `len` floats with unspecified (initialised, possibly stale) contents.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Piece {
-        let floats = len.max(1).next_multiple_of(LINE);
-        let mut slabs = self.lock();
-        let (slab, start, floats) = if floats > APART { slabs.take_apart(floats) } else { slabs.take(floats) };
-        let pointer = slabs.by_number[&slab].first.wrapping_add(start);
-        Piece { arena: Arc::clone(self), slab, start, floats, pointer, len }
+        let size = drawers::size(len);
+        let ready = size.and_then(|(number, _)| self.drawers.take(number));
+        let part = ready.unwrap_or_else(|| {
+            let floats = size.map_or_else(|| len.next_multiple_of(LINE), |(_, floats)| floats);
+            let mut slabs = self.lock();
+            let (slab, start, floats) = if floats > APART { slabs.take_apart(floats) } else { slabs.take(floats) };
+            Part { slab, start, floats, pointer: slabs.by_number[&slab].first.wrapping_add(start) }
+        });
+        Piece { arena: Arc::clone(self), part, len }
     }
 
     /// Bytes that wait for reuse.
     pub(crate) fn idle_bytes(&self) -> usize {
         let slabs = self.lock();
         let parts = slabs.free.iter().map(|(floats, ..)| floats);
-        parts.chain(slabs.apart.iter().map(|(floats, _)| floats)).sum::<usize>() * size_of::<f32>()
+        let free = parts.chain(slabs.apart.iter().map(|(floats, _)| floats)).sum::<usize>();
+        (free + self.drawers.floats()) * size_of::<f32>()
     }
 
     /// Gives slabs of which nothing is in use back to the operating system.
     pub(crate) fn trim(&self) {
         let mut slabs = self.lock();
+        self.drawers.empty().into_iter().for_each(|part| slabs.give_back(part));
         let idle = |slab: &Slab| slab.free.get(&0) == Some(&slab.floats);
         let idle: Vec<usize> =
             slabs.by_number.iter().filter(|(_, slab)| idle(slab)).map(|(number, _)| *number).collect();
@@ -150,7 +170,8 @@ impl Slabs {
     }
 
     /// Joins a part with its free neighbours.
-    fn give_back(&mut self, number: usize, mut start: usize, mut floats: usize) {
+    fn give_back(&mut self, part: Part) {
+        let Part { slab: number, mut start, mut floats, .. } = part;
         let slab = self.by_number.get_mut(&number).expect("slabs with pieces exist");
         if slab.is_apart {
             slab.free.insert(start, floats);
@@ -187,19 +208,21 @@ impl Piece {
     pub(crate) fn values(&self) -> &[f32] {
         // SAFETY: the piece lies in its slab, which lives as long as it has pieces, and whose memory is initialised floats;
         // no other piece overlaps.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.len) }
+        unsafe { std::slice::from_raw_parts(self.part.pointer, self.len) }
     }
 
     #[allow(unsafe_code)]
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `values`, and this piece is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.part.pointer, self.len) }
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.arena.lock().give_back(self.slab, self.start, self.floats);
+        if let Some(part) = self.arena.drawers.keep(self.part) {
+            self.arena.lock().give_back(part);
+        }
     }
 }
 
@@ -225,6 +248,7 @@ mod tests {
         }
         assert!(pieces.iter().all(|(piece, value)| piece.values().iter().all(|found| found == value)));
         drop(pieces);
+        arena.drawers.empty().into_iter().for_each(|part| arena.lock().give_back(part));
         let whole: usize = arena.lock().by_number.values().map(|slab| slab.floats).sum();
         assert_eq!(arena.idle_bytes(), whole * size_of::<f32>(), "all parts are free and joined");
         let slabs = arena.lock();
@@ -239,7 +263,7 @@ mod tests {
     #[test]
     fn neighbours_that_are_given_back_serve_a_larger_piece() {
         let arena = Arc::new(Arena::default());
-        let pieces = [0; 8].map(|_| arena.take(SMALLEST / 8));
+        let pieces = [0; 4].map(|_| arena.take(SMALLEST / 4));
         let start = pieces[0].values().as_ptr();
         drop(pieces);
         let large = arena.take(SMALLEST);

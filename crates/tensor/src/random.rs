@@ -61,6 +61,23 @@ impl RowMask {
         bits = (bits ^ (bits >> 13)).wrapping_mul(0xc2b2_ae35);
         (bits ^ (bits >> 16)) >> (u32::BITS - Self::BITS) < self.dropped
     }
+
+    /// Which of the 16 places from `first` on [`drops`](Self::drops) says so of, the first in the lowest bit.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn dropped_lanes(self, first: u32) -> u16 {
+        use std::arch::x86_64::*;
+        let all = |bits: u32| _mm512_set1_epi32(bits.cast_signed());
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let place = _mm512_add_epi32(lanes, all(first));
+        let bits = _mm512_add_epi32(_mm512_mullo_epi32(place, all(0x9e37_79b9)), all(self.low));
+        let bits = _mm512_mullo_epi32(_mm512_xor_si512(bits, _mm512_srli_epi32::<16>(bits)), all(0x85eb_ca6b));
+        let bits = _mm512_xor_si512(bits, all(self.high));
+        let bits = _mm512_mullo_epi32(_mm512_xor_si512(bits, _mm512_srli_epi32::<13>(bits)), all(0xc2b2_ae35));
+        let bits = _mm512_xor_si512(bits, _mm512_srli_epi32::<16>(bits));
+        _mm512_cmplt_epu32_mask(_mm512_srli_epi32::<{ u32::BITS - Self::BITS }>(bits), all(self.dropped))
+    }
 }
 
 /// Zeroes each of `values`, which are places `first` on of row `row`, with probability `p`, and multiplies the others by
@@ -139,6 +156,25 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn lanes_of_a_mask_are_its_places() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        for row in 0..50 {
+            let mask = RowMask::new(7, row, 0.3);
+            for first in [0, 5, u32::MAX - 3] {
+                let places =
+                    (0..16).filter(|lane| mask.drops(first.wrapping_add(*lane))).fold(0, |all, lane| all | 1 << lane);
+                #[allow(unsafe_code)]
+                // SAFETY: the processor has the instructions.
+                let lanes = unsafe { mask.dropped_lanes(first) };
+                assert_eq!(lanes, places, "row {row} from {first}");
+            }
+        }
+    }
 
     #[test]
     fn streams_are_functions_of_seed_name_and_index() {

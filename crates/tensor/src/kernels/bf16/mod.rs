@@ -39,7 +39,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::TileUnit;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_pack::{Vectors, convert, mask, store, transposed};
+pub(crate) use avx512_pack::{Vectors, convert, interleaving, mask, store, transposed};
 pub(crate) use cross_entropy::{RowResults, Vocabulary, cross_entropy};
 pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, Runs, ViewColumns, corner};
@@ -75,6 +75,11 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
+    /// Whether the processor of this unit has AVX-512 with bf16.
+    pub(crate) fn has_avx512(self) -> bool {
+        cfg!(target_arch = "x86_64") && self != Self::Float32
+    }
+
     /// All units, fastest first.
     pub(crate) const ALL: &[Self] = &[
         #[cfg(target_arch = "x86_64")]

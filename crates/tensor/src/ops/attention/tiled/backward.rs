@@ -209,7 +209,7 @@ impl Pass<'_> {
         let dropped = dropped(self.inputs.sequence.dropout, &operands.masks, &block, keys);
         let scores = Scores { data: &operands.scores, stride: width, visible: &visible, dropped };
         let row_values = Rows { lse: &operands.lse, delta: &operands.delta };
-        differentiate_rows(&scores, &operands.dp, &row_values, count, out);
+        differentiate_rows(unit, &scores, &operands.dp, &row_values, count, out);
 
         let stride = self.counts[part].next_multiple_of(DEPTH);
         for (sums, left, columns) in [

@@ -22,22 +22,35 @@ pub(in crate::ops::attention) fn attend(
 ) -> (Matrix, Matrix) {
     let mut output = Matrix::uninitialised(workspace, query.rows(), query.cols());
     let mut lse = Matrix::uninitialised(workspace, query.rows(), options.heads);
-    let keys = PackedSide::pack_all(workspace, options, sequences, |rows| rows.keys, By::Row);
-    let values = PackedSide::pack_all(workspace, options, sequences, |rows| rows.values, By::Feature);
     let ranges: Vec<Range<usize>> = segments.ranges().collect();
     let outputs = column_blocks(Some(&mut output), options.kv_heads, &ranges);
     let lses = column_blocks(Some(&mut lse), options.kv_heads, &ranges);
-    let mut tasks = Vec::new();
-    for (number, (output, lse)) in outputs.into_iter().zip(lses).enumerate() {
+    let heads = outputs.into_iter().zip(lses).enumerate().map(|(number, (output, lse))| {
         let (sequence, kv_head) = (number / options.kv_heads, number % options.kv_heads);
         let range = &ranges[sequence];
         let query = &query.data()[range.start * query.cols()..range.end * query.cols()];
+        (sequence, kv_head, query, output, lse)
+    });
+    let heads: Vec<_> = heads.collect();
+    if heads.len() >= MANY * rayon::current_num_threads() {
+        heads.into_par_iter().for_each(|(sequence, kv_head, query, output, lse)| {
+            attend_alone(workspace, options, kv_head, query, sequences[sequence], output, lse);
+        });
+        return (output, lse);
+    }
+    let keys = PackedSide::pack_all(workspace, options, sequences, |rows| rows.keys, By::Row);
+    let values = PackedSide::pack_all(workspace, options, sequences, |rows| rows.values, By::Feature);
+    let mut tasks = Vec::new();
+    for (number, (sequence, kv_head, query, output, lse)) in heads.into_iter().enumerate() {
         let sides = [&keys[number], &values[number]];
         tasks.extend(tasks_of(options, kv_head, query, sequences[sequence], sides, output, lse));
     }
     tasks.into_par_iter().for_each(|task| task.run(workspace, options));
     (output, lse)
 }
+
+/// Sequences times heads of keys and values for each thread, from which each is a task of its own.
+const MANY: usize = 8;
 
 /// The same for one sequence and head of keys and values on the calling thread: writes the group's columns of each query's
 /// output and log-sum-exp. `query` has all heads.
@@ -136,7 +149,7 @@ impl Task<'_> {
             let running = Running { max: &mut max, sum: &mut sum, output: &mut output };
             let dropped = dropped(self.dropout, &masks, &block, keys);
             let scores = Scores { data: &scores, stride: width, visible: &visible, dropped };
-            accumulate(&scores, running, weights.tiles_mut(), depth);
+            accumulate(unit, &scores, running, weights.tiles_mut(), depth);
             let target = Padded { data: &mut output, stride: features };
             unit.stacked(target, true, &weights, &self.values.parts[keys.part], 0..head_dim, keys.keys.clone());
         }

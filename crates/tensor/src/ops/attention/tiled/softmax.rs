@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::kernels::bf16::{DEPTH, LANES, Tile};
+use crate::kernels::bf16::{DEPTH, LANES, Tile, Unit};
 use crate::kernels::{exp2_rough, vectorised};
 use crate::random::RowMask;
 
@@ -34,7 +34,7 @@ pub(super) struct Dropped<'a> {
 
 impl<'a> Scores<'a> {
     #[inline(always)]
-    fn row(&self, row: usize) -> &'a [f32] {
+    pub(super) fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..(row + 1) * self.stride]
     }
 }
@@ -52,7 +52,13 @@ pub(super) struct Running<'a> {
 /// Adds the scores of a block to the running softmax, but for the values: writes the weights `2^(score − max)` to the
 /// row tiles `weights`, `depth` a strip, and scales `output` down where a row's maximum has grown. Dropped weights are
 /// written as zeros, and summed; the others are not yet multiplied.
-pub(super) fn accumulate(scores: &Scores<'_>, running: Running<'_>, weights: &mut [Tile], depth: usize) {
+pub(super) fn accumulate(unit: Unit, scores: &Scores<'_>, running: Running<'_>, weights: &mut [Tile], depth: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if unit.has_avx512() {
+        // SAFETY: the unit says that the processor has the instructions.
+        #[allow(unsafe_code)]
+        return unsafe { super::softmax_avx512::accumulate(scores, running, weights, depth) };
+    }
     let head_dim = running.output.len() / running.max.len().max(1);
     vectorised(
         #[inline(always)]
@@ -186,7 +192,20 @@ pub(super) struct Weighted<'a> {
 
 /// Fills `out` from the scores and `dP`, shaped as they are. `keys` columns; as many rows as `rows` has, a multiple of
 /// [`DEPTH`].
-pub(super) fn differentiate(scores: &Scores<'_>, dp: &[f32], rows: &Rows<'_>, keys: usize, out: Weighted<'_>) {
+pub(super) fn differentiate(
+    unit: Unit,
+    scores: &Scores<'_>,
+    dp: &[f32],
+    rows: &Rows<'_>,
+    keys: usize,
+    out: Weighted<'_>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if unit.has_avx512() {
+        // SAFETY: the unit says that the processor has the instructions.
+        #[allow(unsafe_code)]
+        return unsafe { super::softmax_avx512::differentiate(scores, dp, rows, keys, out) };
+    }
     let count = rows.lse.len();
     let (strips, depth, key_tiles) = (keys.div_ceil(LANES), count / DEPTH, keys.div_ceil(DEPTH));
     let dp = Scores { data: dp, ..*scores };
