@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use tunesmith_tensor::{Adapter, Workspace};
 
 use crate::cache::Cache;
-use crate::generate::{FinishReason, Generated, GenerationOptions};
+use crate::generate::{FinishReason, Generated, GenerationOptions, leave_only};
 use crate::model::Model;
 use crate::next_token::{Sequence, begin, longest, next_logits};
 use crate::tokenizer::TextTokenizer;
@@ -220,7 +220,9 @@ fn step(
         let log_probabilities = rows.clone().zip(&search.beams).map(|(row, beam)| {
             let mut scores = log_softmax(logits.value().row(row));
             options.sampling.penalise(&mut scores, &beam.tokens);
-            options.force(&mut scores, beam.tokens.len(), search.prompt + search.max_new_tokens);
+            if let Some(token) = options.forced(beam.tokens.len(), search.prompt + search.max_new_tokens) {
+                leave_only(token, &mut scores);
+            }
             scores
         });
         let log_probabilities: Vec<Vec<f32>> = log_probabilities.collect();

@@ -48,20 +48,18 @@ impl GenerationOptions {
         }
     }
 
-    /// Leaves only the forced token, where there is one: `length` tokens are there and there may be `longest`.
-    pub(crate) fn force(&self, logits: &mut [f32], length: usize, longest: usize) {
-        if let Some(token) = self.forced(length, longest) {
-            logits.fill(f32::NEG_INFINITY);
-            logits[token as usize] = 0.0;
-        }
-    }
-
     /// The token that has to come after `length` ones where there may be `longest`.
-    fn forced(&self, length: usize, longest: usize) -> Option<u32> {
+    pub(crate) fn forced(&self, length: usize, longest: usize) -> Option<u32> {
         let first = self.forced_bos_token_id.filter(|_| length == 1);
         let last = self.forced_eos_token_id.filter(|_| length + 1 == longest);
         last.or(first)
     }
+}
+
+/// Makes `token` the only one that can be chosen.
+pub(crate) fn leave_only(token: u32, logits: &mut [f32]) {
+    logits.fill(f32::NEG_INFINITY);
+    logits[token as usize] = 0.0;
 }
 
 /// Why a generation ended.
@@ -184,8 +182,8 @@ fn step(
     drop(sequences);
     for (row, run) in running.iter_mut().enumerate() {
         let mut logits = Cow::Borrowed(logits.value().row(row));
-        if options.forced(run.tokens.len(), run.longest).is_some() {
-            options.force(logits.to_mut(), run.tokens.len(), run.longest);
+        if let Some(token) = options.forced(run.tokens.len(), run.longest) {
+            leave_only(token, logits.to_mut());
         }
         let token = options.sampling.choose(&logits, &run.tokens, &mut run.stream);
         run.finish = run.accept(token, options, on_text);

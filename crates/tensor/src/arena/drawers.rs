@@ -40,7 +40,7 @@ pub(super) fn size(floats: usize) -> Option<(usize, usize)> {
     let step = 1 << lines.ilog2().saturating_sub(2);
     let lines: usize = lines.next_multiple_of(step);
     let power = lines.ilog2();
-    let quarter = (lines - (1 << power)) * 4 >> power;
+    let quarter = ((lines - (1 << power)) * 4) >> power;
     Some((4 * power as usize + quarter, lines * LINE))
 }
 

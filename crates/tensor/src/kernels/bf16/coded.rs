@@ -94,7 +94,7 @@ pub(crate) fn unpack(strip: &CodedStrip<'_>, depth: Range<usize>, tiles: &mut [T
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
@@ -110,6 +110,51 @@ mod avx512 {
         fn places(pair: usize) -> (usize, [u32; 2]);
         /// Whether codes are signed bytes in place of four bits.
         const SIGNED: bool = false;
+    }
+
+    /// Where each lane's row begins in the strip's bytes, as numbers for pointers and for gathers; lanes that don't exist have
+    /// the last row's.
+    pub(in super::super) fn starts(strip: &CodedStrip<'_>) -> ([usize; LANES], [i32; LANES]) {
+        let row = strip.cols / DEPTH * strip.block().1;
+        let rows = std::array::from_fn(|lane| lane.min(strip.rows - 1) * row);
+        (rows, rows.map(|start| start as i32))
+    }
+
+    /// What the codes of tile `place` are scaled by, and what is added, lane by lane: zeros at lanes that don't exist.
+    ///
+    /// # Safety
+    /// The processor has the instructions; rows begin at `places` and have a block number `place`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c")]
+    #[allow(unsafe_code)]
+    pub(in super::super) unsafe fn heads(
+        strip: &CodedStrip<'_>,
+        places: &[i32; LANES],
+        place: usize,
+    ) -> (__m512, __m512) {
+        let exists = mask(strip.rows);
+        let nothing = _mm512_maskz_mov_ps(exists, _mm512_set1_ps(-0.0));
+        match strip.scales {
+            Scales::Absmax { absmax, block_size, first } => {
+                let mut scales = [0.0; LANES];
+                for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
+                    *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
+                }
+                // SAFETY: 16 floats.
+                (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
+            }
+            Scales::Head | Scales::HeadAndOffset => {
+                let start = strip.bytes.as_ptr().wrapping_add(place * strip.block().1);
+                // SAFETY: 16 numbers; every row has a block there, of more than four bytes.
+                let heads = unsafe {
+                    let places = _mm512_loadu_si512(places.as_ptr().cast());
+                    _mm512_i32gather_epi32::<1>(places, start.cast())
+                };
+                let scales = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(heads));
+                let offsets = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(heads)));
+                (scales, if matches!(strip.scales, Scales::HeadAndOffset) { offsets } else { nothing })
+            }
+        }
     }
 
     pub(super) struct Halves;
@@ -151,39 +196,15 @@ mod avx512 {
     #[allow(unsafe_code)]
     pub(super) unsafe fn unpack<L: Layout>(strip: &CodedStrip<'_>, depth: Range<usize>, tiles: &mut [Tile]) {
         let (head, block) = strip.block();
-        let row = strip.cols / DEPTH * block;
-        let exists = mask(strip.rows);
-        // Lanes that don't exist read the last row and are scaled to zero.
-        let (mut rows, mut places) = ([0; LANES], [0; LANES]);
-        for lane in 0..LANES {
-            rows[lane] = lane.min(strip.rows - 1) * row;
-            places[lane] = rows[lane] as i32;
-        }
-        // SAFETY: 16 numbers each.
-        let (map, places) =
-            unsafe { (_mm512_loadu_ps(strip.map.as_ptr()), _mm512_loadu_si512(places.as_ptr().cast())) };
-        let nothing = _mm512_maskz_mov_ps(exists, _mm512_set1_ps(-0.0));
+        let (rows, places) = starts(strip);
+        // SAFETY: 16 numbers.
+        let map = unsafe { _mm512_loadu_ps(strip.map.as_ptr()) };
         let interleaving = interleaving();
         for (place, tile) in depth.clone().zip(tiles) {
             fetch_ahead(strip.bytes, place, strip.cols / DEPTH);
             let start = strip.bytes.as_ptr().wrapping_add(place * block);
-            let (scales, offsets) = match strip.scales {
-                Scales::Absmax { absmax, block_size, first } => {
-                    let mut scales = [0.0; LANES];
-                    for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
-                        *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
-                    }
-                    // SAFETY: 16 floats.
-                    (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
-                }
-                Scales::Head | Scales::HeadAndOffset => {
-                    // SAFETY: every row has a block there, of more than four bytes.
-                    let heads = unsafe { _mm512_i32gather_epi32::<1>(places, start.cast()) };
-                    let scales = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(heads));
-                    let offsets = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(heads)));
-                    (scales, if matches!(strip.scales, Scales::HeadAndOffset) { offsets } else { nothing })
-                }
-            };
+            // SAFETY: the caller vouches for the processor and the rows.
+            let (scales, offsets) = unsafe { heads(strip, &places, place) };
             // SAFETY: every row has its codes there.
             let low = unsafe { turned(&rows, start.wrapping_add(head)) };
             let mut words = [low, low];

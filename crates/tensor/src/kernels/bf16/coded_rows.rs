@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512_pack::{convert, mask};
-use super::coded::{CodeLayout, CodedStrip, Scales};
+use super::avx512_pack::convert;
+use super::coded::avx512::{self, starts};
+use super::coded::{CodeLayout, CodedStrip};
 use super::tile::{DEPTH, LANES, Tile};
 
 /// What the codes of a tile are scaled by, and what is added, lane by lane.
@@ -45,11 +46,7 @@ impl<'a> CodedRows<'a> {
             strip.bytes.len() == strip.rows * row && i32::try_from(LANES * row).is_ok(),
             "a strip's bytes are its rows"
         );
-        let (mut rows, mut places) = ([0; LANES], [0; LANES]);
-        for lane in 0..LANES {
-            rows[lane] = lane.min(strip.rows - 1) * row;
-            places[lane] = rows[lane] as i32;
-        }
+        let (rows, places) = starts(&strip);
         let nothing = Heads { scales: [0.0; LANES], offsets: [0.0; LANES] };
         let mut unpacking = Self { strip, rows, places, place: 0, heads: [nothing; 2], block, codes };
         unpacking.read_heads(0);
@@ -65,7 +62,7 @@ impl<'a> CodedRows<'a> {
         #[allow(unsafe_code)]
         // SAFETY: `new` checked that the processor has the instructions, and that every row has a block there.
         unsafe {
-            read_heads(&self.strip, &self.places, place, self.block, &mut self.heads[place % 2]);
+            read_heads(&self.strip, &self.places, place, &mut self.heads[place % 2]);
         }
     }
 
@@ -99,30 +96,9 @@ impl<'a> CodedRows<'a> {
 /// The processor has the instructions; the strip's rows begin at `places` and have a block number `place`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c")]
 #[allow(unsafe_code)]
-unsafe fn read_heads(strip: &CodedStrip<'_>, places: &[i32; LANES], place: usize, block: usize, heads: &mut Heads) {
-    let exists = mask(strip.rows);
-    let nothing = _mm512_maskz_mov_ps(exists, _mm512_set1_ps(-0.0));
-    let (scales, offsets) = match strip.scales {
-        Scales::Absmax { absmax, block_size, first } => {
-            let mut scales = [0.0; LANES];
-            for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
-                *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
-            }
-            // SAFETY: 16 floats.
-            (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
-        }
-        Scales::Head | Scales::HeadAndOffset => {
-            let start = strip.bytes.as_ptr().wrapping_add(place * block);
-            // SAFETY: 16 numbers; every row has a block there, of more than four bytes.
-            let words = unsafe {
-                let places = _mm512_loadu_si512(places.as_ptr().cast());
-                _mm512_i32gather_epi32::<1>(places, start.cast())
-            };
-            let scales = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(words));
-            let offsets = _mm512_maskz_cvtph_ps(exists, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words)));
-            (scales, if matches!(strip.scales, Scales::HeadAndOffset) { offsets } else { nothing })
-        }
-    };
+unsafe fn read_heads(strip: &CodedStrip<'_>, places: &[i32; LANES], place: usize, heads: &mut Heads) {
+    // SAFETY: the caller vouches for the processor and the rows.
+    let (scales, offsets) = unsafe { avx512::heads(strip, places, place) };
     // SAFETY: 16 floats each.
     unsafe {
         _mm512_store_ps(heads.scales.as_mut_ptr(), scales);
@@ -216,7 +192,7 @@ unsafe fn bytes(rows: &[usize; LANES], start: *const u8, heads: &Heads, tile: &m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::bf16::coded::{self, NUMBERS};
+    use crate::kernels::bf16::coded::{self, NUMBERS, Scales};
     use crate::kernels::bf16::pack::{Order, index};
     use crate::quantized::Absmax;
 

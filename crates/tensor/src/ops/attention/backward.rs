@@ -12,6 +12,9 @@ use crate::tape::{Backward, Flow, NodeId};
 use crate::workspace::Buffer;
 use crate::{Matrix, Segments, Var, Workspace};
 
+/// Pieces for each thread that tasks are shared out in, at the least, if there are as many.
+const TASKS: usize = 8;
+
 /// What backward needs of an attention.
 pub(super) struct AttentionBackward {
     pub(super) options: Attention,
@@ -70,8 +73,10 @@ impl Backward for AttentionBackward {
         let mut dk = like(self.own.key_node, &self.own.keys);
         let mut dv = like(self.own.value_node, &self.own.values);
         let tasks = self.tasks(&gradient, dq.as_mut(), dk.as_mut(), dv.as_mut());
+        // Short sequences are many small tasks.
+        let most = tasks.len().div_ceil(TASKS * rayon::current_num_threads());
         let shared_sums: Vec<SharedSums> =
-            tasks.into_par_iter().with_max_len(1).map(|task| self.run(workspace, task)).collect();
+            tasks.into_par_iter().with_max_len(most).map(|task| self.run(workspace, task)).collect();
         let mut gradients = vec![(self.query_node, dq), (self.own.key_node, dk), (self.own.value_node, dv)];
         if let Some(prefix) = &self.prefix {
             let dk = prefix.key_node.map(|_| self.prefix_gradient(workspace, prefix, &shared_sums, |sums| &sums.keys));
@@ -299,8 +304,9 @@ pub(super) fn column_blocks<'a>(
     blocks: usize,
     ranges: &[Range<usize>],
 ) -> Vec<Vec<&'a mut [f32]>> {
-    let mut lists: Vec<Vec<&mut [f32]>> = Vec::new();
-    lists.resize_with(ranges.len() * blocks, Vec::new);
+    let rows = |place: usize| matrix.as_ref().map_or(0, |_| ranges[place / blocks].len());
+    let room = (0..ranges.len() * blocks).map(|place| Vec::with_capacity(rows(place)));
+    let mut lists: Vec<Vec<&mut [f32]>> = room.collect();
     let Some(matrix) = matrix else { return lists };
     let cols = matrix.cols();
     let mut rows = matrix.data_mut().chunks_exact_mut(cols);

@@ -30,13 +30,15 @@ const KEYS: usize = 256;
 /// Rows (queries times the heads that share their keys) that a block should have at most.
 const ROWS: usize = 256;
 
-/// Whether an attention goes through tiles: in bf16, where there are queries to fill them. Without AVX-512, masks make short
-/// sequences cost more than what tiles save.
+/// Whether an attention goes through tiles: in bf16, where there are queries to fill them. Masks make short sequences cost more than
+/// what tiles save.
 pub(super) fn pays(workspace: &Workspace, segments: &Segments, drops: bool) -> bool {
-    const FEWEST_MASKED: usize = 64;
-    let is_fast = !drops || workspace.kernels().unit().has_avx512();
-    let long_enough = is_fast || segments.total() >= FEWEST_MASKED * segments.len();
-    long_enough && pays_for(workspace, segments.total(), segments.len())
+    let fewest = match (drops, workspace.kernels().unit().has_avx512()) {
+        (false, _) => 0,
+        (true, true) => 24,
+        (true, false) => 64,
+    };
+    segments.total() >= fewest * segments.len() && pays_for(workspace, segments.total(), segments.len())
 }
 
 /// The same for so many queries of so many sequences.
