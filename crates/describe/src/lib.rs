@@ -2,7 +2,7 @@
 
 use tunesmith_methods::{ModelDescription, TaskType};
 use tunesmith_models::{Cache, Inputs, Model, ModelKind, Task, TextTokenizer, rope_factor};
-use tunesmith_tensor::{Forward, Matrix, Segments, Tape, Workspace};
+use tunesmith_tensor::{Forward, Matrix, Precision, Segments, Tape, Workspace};
 
 /// Calls `work` with what methods may know of `model`, which came from `name`.
 pub fn describe<R>(
@@ -43,7 +43,7 @@ fn keys_and_values(model: &dyn Model, ids: &[u32]) -> Option<Vec<(Matrix, Matrix
     if model.info().kind != ModelKind::Decoder {
         return None;
     }
-    let mut cache = Cache::new(1, model.info());
+    let mut cache = Cache::new(1, model.info(), Precision::Float32);
     let workspace = Workspace::new();
     workspace.run(|| {
         let mut tape = Tape::evaluating(&workspace);

@@ -148,7 +148,11 @@ pub fn search(
         });
         let end = prefilled + fits.count().max(1);
         let batch = &mut searches[prefilled..end];
-        let mut part = Cache::new(batch.iter().map(|search| search.beams.len()).sum(), model.info());
+        let mut part = Cache::new(
+            batch.iter().map(|search| search.beams.len()).sum(),
+            model.info(),
+            workspace.kernels().precision(),
+        );
         step(model, workspace, batch, &mut part, options, stopped);
         cache.append(part);
         prefilled = end;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tunesmith_tensor::{KeyValuePages, KeyValueRows, Matrix, Segments};
+use tunesmith_tensor::{KeyValuePages, KeyValuePairs, KeyValueRows, Matrix, PageRows, Precision, Segments};
 
 use crate::model::{ModelInfo, ModelKind};
 
@@ -33,17 +33,31 @@ pub struct Page {
     /// Whether nothing is added any more, full or not.
     is_closed: bool,
     cols: usize,
-    /// For each block the keys, then the values, `[capacity, cols]` each.
-    data: Vec<f32>,
+    data: Data,
     buffers: PageBuffers,
+}
+
+/// For each block the keys, then the values, `[capacity, cols]` each.
+#[derive(Clone, Debug)]
+enum Data {
+    Float32(Vec<f32>),
+    /// In pairs.
+    Bf16(Vec<u32>),
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self::Float32(Vec::new())
+    }
 }
 
 /// Buffers of pages that are no longer used, for those to come. Clones share them.
 #[derive(Clone, Debug)]
 pub struct PageBuffers {
-    free: Arc<Mutex<Vec<Vec<f32>>>>,
+    free: Arc<Mutex<Vec<Data>>>,
     blocks: usize,
     cols: usize,
+    precision: Precision,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -53,14 +67,20 @@ struct Rows {
 }
 
 impl PageBuffers {
-    /// Buffers for a model.
-    pub fn new(model: &ModelInfo) -> Self {
-        Self { free: Arc::default(), blocks: model.blocks, cols: model.kv_heads * model.head_dim }
+    /// Buffers for a model. In bf16 keys and values are rounded to it, as products round them that many queries take part in;
+    /// where heads are too narrow for that they stay in float32.
+    pub fn new(model: &ModelInfo, precision: Precision) -> Self {
+        let precision = if KeyValuePairs::suit(model.head_dim) { precision } else { Precision::Float32 };
+        Self { free: Arc::default(), blocks: model.blocks, cols: model.kv_heads * model.head_dim, precision }
     }
 
     /// Bytes of a full page.
     pub fn page_bytes(&self) -> usize {
-        self.floats(PAGE_TOKENS) * size_of::<f32>()
+        let bytes = match self.precision {
+            Precision::Float32 => 4,
+            Precision::Bf16 => 2,
+        };
+        self.floats(PAGE_TOKENS) * bytes
     }
 
     fn floats(&self, capacity: usize) -> usize {
@@ -71,7 +91,10 @@ impl PageBuffers {
         let floats = self.floats(capacity);
         let pooled =
             if capacity == PAGE_TOKENS { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() } else { None };
-        let data = pooled.unwrap_or_else(|| vec![0.0; floats]);
+        let data = pooled.unwrap_or_else(|| match self.precision {
+            Precision::Float32 => Data::Float32(vec![0.0; floats]),
+            Precision::Bf16 => Data::Bf16(vec![0; floats / 2]),
+        });
         Page { filled: vec![0; self.blocks], capacity, is_closed: false, cols: self.cols, data, buffers: self.clone() }
     }
 }
@@ -88,7 +111,7 @@ impl Drop for Page {
 impl Clone for Page {
     fn clone(&self) -> Self {
         let mut page = self.buffers.page(self.capacity);
-        page.data.copy_from_slice(&self.data);
+        page.data.clone_from(&self.data);
         page.filled.clone_from(&self.filled);
         page.is_closed = self.is_closed;
         page
@@ -111,18 +134,31 @@ impl Page {
         2 * block * self.capacity * self.cols
     }
 
-    fn rows(&self, block: usize) -> KeyValueRows<'_> {
+    fn rows(&self, block: usize) -> PageRows<'_> {
         let (start, floats) = (self.start(block), self.filled[block] * self.cols);
         let values = start + self.capacity * self.cols;
-        KeyValueRows { keys: &self.data[start..start + floats], values: &self.data[values..values + floats] }
+        match &self.data {
+            Data::Float32(data) => PageRows::Float32(KeyValueRows {
+                keys: &data[start..start + floats],
+                values: &data[values..values + floats],
+            }),
+            Data::Bf16(data) => PageRows::Bf16(KeyValuePairs {
+                keys: &data[start / 2..(start + floats) / 2],
+                values: &data[values / 2..(values + floats) / 2],
+            }),
+        }
     }
 
     /// Adds rows to one block; there is room for them.
     fn push(&mut self, block: usize, keys: &[f32], values: &[f32]) {
         let start = self.start(block) + self.filled[block] * self.cols;
         let values_start = start + self.capacity * self.cols;
-        self.data[start..start + keys.len()].copy_from_slice(keys);
-        self.data[values_start..values_start + values.len()].copy_from_slice(values);
+        for (start, rows) in [(start, keys), (values_start, values)] {
+            match &mut self.data {
+                Data::Float32(data) => data[start..start + rows.len()].copy_from_slice(rows),
+                Data::Bf16(data) => KeyValuePairs::store(rows, &mut data[start / 2..(start + rows.len()) / 2]),
+            }
+        }
         self.filled[block] += keys.len() / self.cols;
     }
 
@@ -184,9 +220,9 @@ impl SequenceCache {
 }
 
 impl Cache {
-    /// Empty caches for `sequences` sequences of a model.
-    pub fn new(sequences: usize, model: &ModelInfo) -> Self {
-        let buffers = PageBuffers::new(model);
+    /// Empty caches for `sequences` sequences of a model; `precision` as in [`PageBuffers::new`].
+    pub fn new(sequences: usize, model: &ModelInfo, precision: Precision) -> Self {
+        let buffers = PageBuffers::new(model, precision);
         Self { sequences: std::iter::repeat_with(|| SequenceCache::new(model, &buffers)).take(sequences).collect() }
     }
 
@@ -224,12 +260,12 @@ impl Cache {
     pub fn keys_and_values(&self, sequence: usize, block: usize) -> (Matrix, Matrix) {
         let cache = &self.sequences[sequence];
         let cols = cache.buffers.cols;
-        let rows: Vec<KeyValueRows<'_>> = cache.pages.iter().map(|page| page.rows(block)).collect();
-        let matrix = |side: fn(&KeyValueRows<'_>) -> Vec<f32>| {
-            let values: Vec<f32> = rows.iter().flat_map(side).collect();
+        let matrix = |keys: bool| {
+            let rows = cache.pages.iter().map(|page| page.rows(block));
+            let values: Vec<f32> = rows.flat_map(|rows| rows.to_floats(keys)).collect();
             Matrix::from_vec(values.len() / cols, cols, values)
         };
-        (matrix(|rows| rows.keys.to_vec()), matrix(|rows| rows.values.to_vec()))
+        (matrix(true), matrix(false))
     }
 
     /// Adds the sequences of another cache after this one's.

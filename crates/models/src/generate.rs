@@ -126,7 +126,7 @@ pub fn generate(
     while prefilled < running.len() {
         let end = prefill_end(&running, prefilled);
         let batch = &mut running[prefilled..end];
-        let mut part = Cache::new(batch.len(), model.info());
+        let mut part = Cache::new(batch.len(), model.info(), workspace.kernels().precision());
         step(model, workspace, batch, &mut part, options, &mut on_text);
         cache.append(part);
         prefilled = end;

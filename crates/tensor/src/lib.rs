@@ -37,7 +37,8 @@ pub use machine::{MachinePeaks, tile_unit_peak};
 pub use matrix::Matrix;
 pub use ops::activation::Activation;
 pub use ops::attention::{
-    Attention, DistanceBias, GroupSize, KeyValuePages, KeyValueRows, Prefix, ShiftedEnds, ShiftedGroups,
+    Attention, DistanceBias, GroupSize, KeyValuePages, KeyValuePairs, KeyValueRows, PageRows, Prefix, ShiftedEnds,
+    ShiftedGroups,
 };
 pub use ops::cross_entropy::{CrossEntropy, IGNORED_TARGET};
 pub use ops::fastfood::Fastfood;

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::kernels::bf16::to_bf16;
+use crate::kernels::stored::{CHUNK, Stored};
 use crate::kernels::{chunks_in_turn, prefetch_for_later, vectorised};
-use crate::shelf::{Plain, Shelf, Shelved};
+use crate::shelf::{Shelf, Shelved};
 use crate::{Matrix, Precision};
 
 /// A low-rank update.
@@ -95,8 +95,6 @@ fn run(tasks: &mut [Task<'_>]) {
     }
 }
 
-/// Values of a row that lie together, which is what a vector of the widest kind and its neighbour hold.
-const CHUNK: usize = 32;
 /// Columns of `Bᵀ` whose sums are in registers together.
 const BLOCK: usize = 2 * CHUNK;
 /// Rows of `A` whose sums are in registers together.
@@ -105,55 +103,6 @@ const TOGETHER: usize = 4;
 const SHARING: usize = 4;
 /// Bytes of the factors that are fetched before what is being computed.
 const AHEAD: usize = 8192;
-
-/// Values of `A` and `B` as they are stored.
-trait Stored: Plain {
-    /// Elements that hold a chunk.
-    const ELEMENTS: usize;
-
-    /// Puts a chunk into as many elements as it takes.
-    fn store(chunk: &[f32; CHUNK], elements: &mut [Self]);
-
-    /// Vector `number` of the first and of the second half of a chunk.
-    fn vectors<S: Simd>(simd: S, chunk: &[Self], number: usize) -> [S::f32s; 2];
-}
-
-impl Stored for f32 {
-    const ELEMENTS: usize = CHUNK;
-
-    #[inline(always)]
-    fn store(chunk: &[f32; CHUNK], elements: &mut [f32]) {
-        elements.copy_from_slice(chunk);
-    }
-
-    #[inline(always)]
-    fn vectors<S: Simd>(_: S, chunk: &[f32], number: usize) -> [S::f32s; 2] {
-        let (vectors, _) = S::as_simd_f32s(chunk);
-        [vectors[number], vectors[CHUNK / 2 / S::F32_LANES + number]]
-    }
-}
-
-/// Two numbers of bf16: one of a chunk's first half in the lower bits, and the one that lies half a chunk after it.
-impl Stored for u32 {
-    const ELEMENTS: usize = CHUNK / 2;
-
-    #[inline(always)]
-    fn store(chunk: &[f32; CHUNK], elements: &mut [u32]) {
-        let (first, second) = chunk.split_at(CHUNK / 2);
-        for ((element, first), second) in elements.iter_mut().zip(first).zip(second) {
-            *element = u32::from(to_bf16(*first)) | u32::from(to_bf16(*second)) << 16;
-        }
-    }
-
-    #[inline(always)]
-    fn vectors<S: Simd>(simd: S, chunk: &[u32], number: usize) -> [S::f32s; 2] {
-        let (pairs, _) = S::as_simd_u32s(chunk);
-        let pair = pairs[number];
-        let first = simd.wrapping_dyn_shl_u32s(pair, simd.splat_u32s(16));
-        let second = simd.and_u32s(pair, simd.splat_u32s(0xffff_0000));
-        [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
-    }
-}
 
 impl ThinUpdate {
     /// `Σ scale·(x·Aᵀ)·Bᵀ` over factors `A` `[r, in]`, `B` `[out, r]`.

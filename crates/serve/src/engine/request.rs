@@ -179,5 +179,6 @@ impl Pooled {
 
 /// Pages of keys and values that there may be.
 pub(super) fn page_limit(base: &BaseModel, options: &EngineOptions) -> usize {
-    options.cache_bytes / PageBuffers::new(base.model().info()).page_bytes().max(1)
+    options.cache_bytes
+        / PageBuffers::new(base.model().info(), base.workspace.kernels().precision()).page_bytes().max(1)
 }

@@ -33,7 +33,7 @@ pub(super) struct Scheduler<'a> {
 
 impl<'a> Scheduler<'a> {
     pub(super) fn new(base: &'a BaseModel, options: EngineOptions, shared: &'a Shared) -> Self {
-        let buffers = PageBuffers::new(base.model().info());
+        let buffers = PageBuffers::new(base.model().info(), base.workspace.kernels().precision());
         let page_limit = page_limit(base, &options);
         shared.page_limit.store(page_limit, Ordering::Relaxed);
         Self {

@@ -13,7 +13,10 @@ use crate::model::{Answer, Files, answer, engine, methods, prompt, request, subm
 const LENGTHS: [usize; 3] = [5, 67, 150];
 
 fn every_pair(architecture: &str, precision: Precision, lengths: &[usize]) {
-    let files = Files::new(architecture, precision);
+    every_pair_of(&Files::new(architecture, precision), architecture, lengths);
+}
+
+fn every_pair_of(files: &Files, architecture: &str, lengths: &[usize]) {
     let base = files.base();
     let configs = methods();
     // GPT-2 has other names for what some methods act on.
@@ -89,6 +92,13 @@ fn every_pair_of_methods_in_a_sliding_window() {
 #[test]
 fn every_pair_of_methods_with_learned_positions() {
     every_pair("gpt2", Precision::Bf16, &[3, 20, 33]);
+}
+
+#[test]
+fn every_pair_of_methods_with_keys_in_bf16() {
+    let files = Files::new("gpt2", Precision::Bf16).with_one_head();
+    assert_eq!(files.base().model().info().head_dim, 32, "heads are wide enough for pages in bf16");
+    every_pair_of(&files, "gpt2", &[3, 20, 33]);
 }
 
 #[test]

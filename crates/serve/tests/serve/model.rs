@@ -77,6 +77,15 @@ impl Files {
         Self { folder, precision, task }
     }
 
+    /// The same weights of a GPT-2 with one head, which is as wide as all were.
+    pub(crate) fn with_one_head(self) -> Self {
+        let config = self.folder.path().join("model/config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        json["n_head"] = json!(1);
+        fs::write(config, json.to_string()).unwrap();
+        self
+    }
+
     pub(crate) fn adapters(&self) -> PathBuf {
         self.folder.path().join("adapters")
     }

@@ -1,7 +1,7 @@
 //! Attention sites: the batch's own keys and values, those of an encoder or a cache, and what adapters put before them.
 
 use super::{Forward, tuned};
-use crate::ops::attention::{Attention, DistanceBias, KeyValuePages, KeyValueRows, Prefix, ShiftedGroups};
+use crate::ops::attention::{Attention, DistanceBias, KeyValuePages, KeyValueRows, PageRows, Prefix, ShiftedGroups};
 use crate::tuner::{Base, WeightTuner};
 use crate::{Adapter, Segments, SiteId, Var};
 
@@ -104,7 +104,9 @@ impl Forward<'_> {
                     keys: &prefix.keys.value().data()[floats.clone()],
                     values: &prefix.values.value().data()[floats],
                 };
-                KeyValuePages { pages: std::iter::once(first).chain(rows.pages.iter().copied()).collect() }
+                KeyValuePages {
+                    pages: std::iter::once(PageRows::Float32(first)).chain(rows.pages.iter().copied()).collect(),
+                }
             });
             let rows: Vec<KeyValuePages<'_>> = joined.collect();
             return self.tape.attention_over(options, query, &self.segments, &rows, None, bias);

@@ -17,6 +17,7 @@ mod prefetch;
 mod share;
 #[cfg(target_arch = "x86_64")]
 mod split;
+pub(crate) mod stored;
 pub(crate) mod turned;
 mod vectorised;
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tunesmith_models::{Cache, DecoderInputs, Inputs, Model, ModelKind, Task};
-use tunesmith_tensor::{Adapter, Forward, IGNORED_TARGET, Segments, Tape, Workspace};
+use tunesmith_tensor::{Adapter, Forward, IGNORED_TARGET, Precision, Segments, Tape, Workspace};
 use tunesmith_train::{Batch, Example, Targets};
 
 use crate::fixture::{Examples, Tensor};
@@ -88,7 +88,7 @@ pub(crate) fn greedy(
     banned: &[u32],
 ) -> Vec<u32> {
     let workspace = Workspace::new();
-    let mut cache = Cache::new(1, model.info());
+    let mut cache = Cache::new(1, model.info(), Precision::Float32);
     let (mut source, mut input) = match model.info().kind {
         ModelKind::EncoderDecoder { decoder_start_token_id, .. } => {
             (Some(prompt.to_vec()), vec![decoder_start_token_id])

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use tunesmith_methods::{ActivationsTuner, PrefixTuner, PromptTuner, SpecialTokens, SpecialTokensTuner};
 use tunesmith_models::{Cache, Inputs, Model};
 use tunesmith_tensor::{
-    Adapter, Forward, HiddenTuner, Matrix, Parameter, Role, Segments, SiteId, SubLayer, Tape, Trainable, Var, Workspace,
+    Adapter, Forward, HiddenTuner, Matrix, Parameter, Precision, Role, Segments, SiteId, SubLayer, Tape, Trainable,
+    Var, Workspace,
 };
 
 use crate::case::{load, load_base};
@@ -77,7 +78,7 @@ fn a_prompt_of_real_embeddings_is_the_literal_text() {
 #[test]
 fn a_prefix_of_recorded_keys_and_values_is_the_literal_text() {
     for model in models() {
-        let mut cache = Cache::new(1, model.info());
+        let mut cache = Cache::new(1, model.info(), Precision::Float32);
         logits(&*model, &[&REAL], &[None], Some(&mut cache));
         let mut adapter = Adapter::new();
         for (block, site) in sites(&*model, Role::SelfAttention).into_iter().enumerate() {
@@ -149,7 +150,7 @@ fn special_tokens_with_recorded_activations_are_the_literal_text() {
 
 /// Greedy continuations of a batch with a cache, `steps` tokens each.
 fn continued(model: &dyn Model, prompts: &[&[u32]], adapters: &[Option<&Adapter>], steps: usize) -> Vec<Vec<f32>> {
-    let mut cache = Cache::new(prompts.len(), model.info());
+    let mut cache = Cache::new(prompts.len(), model.info(), Precision::Float32);
     let mut inputs: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
     let mut seen = vec![Vec::new(); prompts.len()];
     for _ in 0..steps {

@@ -14,6 +14,8 @@ mod bias;
 mod definition;
 mod dropout;
 mod forward;
+mod page_head;
+mod page_rows;
 mod pages;
 mod scores;
 mod shifted;
@@ -30,7 +32,7 @@ use pages::PagedSequence;
 
 pub(crate) use alone::Alone;
 pub use bias::DistanceBias;
-pub use pages::KeyValuePages;
+pub use page_rows::{KeyValuePages, KeyValuePairs, PageRows};
 pub use shifted::{GroupSize, ShiftedEnds, ShiftedGroups};
 
 use crate::{Matrix, Segments, Tape, Var, Workspace};
@@ -168,14 +170,18 @@ impl Tape {
         let joined: Vec<Option<[Matrix; 2]>> = rows
             .iter()
             .zip(&few)
-            .map(|(rows, few)| (!few && rows.pages.len() > 1).then(|| join(workspace, rows, options)))
+            .map(|(rows, few)| (!few && !rows.is_one_piece()).then(|| join(workspace, rows, options)))
             .collect();
         let own: Vec<KeyValueRows<'_>> = rows
             .iter()
             .zip(&joined)
             .map(|(rows, joined)| match joined {
                 Some([keys, values]) => KeyValueRows { keys: keys.data(), values: values.data() },
-                None => rows.pages.first().copied().unwrap_or(KeyValueRows::NONE),
+                None => match rows.pages.first() {
+                    Some(PageRows::Float32(rows)) => *rows,
+                    // Where there are few queries, they take the pages as they are.
+                    _ => KeyValueRows::NONE,
+                },
             })
             .collect();
         let sequences = Sequence::zip(&own, prefix_rows.as_deref(), options, bias.as_ref(), None);
@@ -191,13 +197,12 @@ impl Tape {
 
 /// The keys and the values of pages in one piece each.
 fn join(workspace: &Workspace, rows: &KeyValuePages<'_>, options: &Attention) -> [Matrix; 2] {
-    let sides: [for<'p> fn(&KeyValueRows<'p>) -> &'p [f32]; 2] = [|page| page.keys, |page| page.values];
-    sides.map(|side| {
+    [true, false].map(|keys| {
         let mut matrix = Matrix::uninitialised(workspace, rows.count(options), options.key_width());
         let mut rest = matrix.data_mut();
         for page in &rows.pages {
-            let (piece, after) = rest.split_at_mut(side(page).len());
-            piece.copy_from_slice(side(page));
+            let (piece, after) = rest.split_at_mut(page.count(options) * options.key_width());
+            page.read(keys, piece);
             rest = after;
         }
         matrix
@@ -287,7 +292,7 @@ impl Attention {
     /// Panics unless queries, segments and rows fit.
     fn check(&self, query: &Matrix, query_segments: &Segments, sequences: &[Sequence<'_>]) {
         let seen = sequences.iter().map(|sequence| {
-            let rows = [sequence.own, sequence.prefix].to_vec();
+            let rows = [sequence.own, sequence.prefix].map(PageRows::Float32).to_vec();
             Seen { rows, own: sequence.own.count(self), prefix: sequence.prefix.count(self), bias: sequence.bias }
         });
         self.check_seen(query, query_segments, &seen.collect::<Vec<_>>());
@@ -311,16 +316,19 @@ impl Attention {
             let reaches = bias.column(furthest) < bias.values.cols() && bias.first + heads <= bias.values.rows();
             assert!(reaches, "the bias reaches as far as the keys lie from the queries, for every head");
         }
-        for KeyValueRows { keys, values } in sequences.iter().flat_map(|sequence| &sequence.rows) {
-            assert_eq!(keys.len(), values.len(), "each row of keys has its row of values");
-            assert!(keys.len().is_multiple_of(self.key_width()), "keys are kv_heads·head_dim wide");
+        for rows in sequences.iter().flat_map(|sequence| &sequence.rows) {
+            let [keys, values] = rows.lengths();
+            assert_eq!(keys, values, "each row of keys has its row of values");
+            assert!(keys.is_multiple_of(self.key_width()), "keys are kv_heads·head_dim wide");
+            let suits = matches!(rows, PageRows::Float32(_)) || KeyValuePairs::suit(head_dim);
+            assert!(suits, "keys in pairs are whole chunks of features");
         }
     }
 }
 
 /// What is checked of a sequence.
 struct Seen<'a> {
-    rows: Vec<KeyValueRows<'a>>,
+    rows: Vec<PageRows<'a>>,
     own: usize,
     prefix: usize,
     bias: Option<Bias<'a>>,
@@ -329,7 +337,7 @@ struct Seen<'a> {
 /// Panics unless queries, segments and pages fit.
 fn check_paged(options: &Attention, query: &Matrix, segments: &Segments, sequences: &[PagedSequence<'_>]) {
     let seen = sequences.iter().map(|sequence| {
-        let rows = sequence.own.pages.iter().copied().chain([sequence.prefix]).collect();
+        let rows = sequence.own.pages.iter().copied().chain([PageRows::Float32(sequence.prefix)]).collect();
         let (own, prefix) = (sequence.own.count(options), sequence.prefix.count(options));
         Seen { rows, own, prefix, bias: sequence.bias }
     });

@@ -1,37 +1,16 @@
 //! Attention of a few queries to keys and values that lie in pieces, as in the pages of a cache: what generation does at
-//! every step. Everything is float32; a query's result depends on its own sequence alone.
+//! every step. What is computed is float32, whatever they lie as; a query's result depends on its own sequence alone.
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
-
-use super::scores::{exponentials, largest};
+use super::page_head::head;
+use super::page_rows::{KeyValuePages, PageRows};
 use super::{Attention, Bias, KeyValueRows};
 use crate::kernels::{LINE, chunks_in_turn, prefetch_for_later};
 use crate::{Segments, Workspace};
 
 /// Sequences with fewer queries than this in a batch take the way of this file, whatever else is in the batch.
 pub(super) const FEW: usize = 8;
-
-/// Keys and values of one sequence outside the tape, in pieces that follow one another.
-#[derive(Clone, Debug, Default)]
-pub struct KeyValuePages<'a> {
-    /// The pieces, in order; each holds whole rows.
-    pub pages: Vec<KeyValueRows<'a>>,
-}
-
-impl<'a> From<KeyValueRows<'a>> for KeyValuePages<'a> {
-    fn from(rows: KeyValueRows<'a>) -> Self {
-        Self { pages: vec![rows] }
-    }
-}
-
-impl KeyValuePages<'_> {
-    /// How many rows.
-    pub(super) fn count(&self, options: &Attention) -> usize {
-        self.pages.iter().map(|page| page.count(options)).sum()
-    }
-}
 
 /// All that the queries of one sequence may see.
 pub(super) struct PagedSequence<'a> {
@@ -41,11 +20,11 @@ pub(super) struct PagedSequence<'a> {
 }
 
 /// A run of columns of the scores: rows of one piece.
-struct Part<'a> {
-    rows: KeyValueRows<'a>,
-    range: Range<usize>,
+pub(super) struct Part<'a> {
+    pub(super) rows: PageRows<'a>,
+    pub(super) range: Range<usize>,
     /// How far the first of them lies behind the query.
-    distance: isize,
+    pub(super) distance: isize,
 }
 
 /// Writes the outputs of the queries of `sequences` that `chosen` names to `output`, both laid out as `segments` says.
@@ -134,8 +113,8 @@ const PIECES: usize = 2;
 
 /// Keys and values on their way into the second-level cache, a little at a time: memory is busy then while something is
 /// computed, and both take as long as the longer of them.
-struct Fetching<'a> {
-    pages: &'a [KeyValueRows<'a>],
+pub(super) struct Fetching<'a> {
+    pages: &'a [PageRows<'a>],
     /// Bytes of the first page's keys, and then of its values, that have been fetched.
     done: usize,
     /// Bytes that are left, at the most.
@@ -145,7 +124,7 @@ struct Fetching<'a> {
 }
 
 /// Scores between two times that something is fetched.
-const SCORES: usize = 8;
+pub(super) const SCORES: usize = 8;
 
 impl<'a> Fetching<'a> {
     /// All of a sequence's own pages, while `scores` scores are computed.
@@ -153,17 +132,18 @@ impl<'a> Fetching<'a> {
         /// Half of a second-level cache.
         const MOST: usize = 1 << 20;
         let pages = sequence.map_or(&[][..], |sequence| &sequence.own.pages);
-        let bytes: usize = pages.iter().map(|page| 2 * size_of_val(page.keys)).sum();
+        let bytes: usize = pages.iter().flat_map(PageRows::bytes).map(<[u8]>::len).sum();
         let left = bytes.min(MOST);
         Self { pages, done: 0, left, step: (left / (scores / SCORES).max(1)).next_multiple_of(LINE) }
     }
 
     /// Fetches the next few lines.
     #[inline(always)]
-    fn fetch(&mut self) {
+    pub(super) fn fetch(&mut self) {
         let Some((page, after)) = self.pages.split_first().filter(|_| self.left > 0) else { return };
-        let keys = size_of_val(page.keys);
-        let (side, start) = if self.done < keys { (page.keys, self.done) } else { (page.values, self.done - keys) };
+        let sides = page.bytes();
+        let keys = sides[0].len();
+        let (side, start) = if self.done < keys { (sides[0], self.done) } else { (sides[1], self.done - keys) };
         let end = keys.min(start + self.step);
         prefetch_for_later(side, start..end);
         self.done += end - start;
@@ -181,7 +161,7 @@ fn parts<'a>(options: &Attention, sequence: &PagedSequence<'a>, position: isize,
     let mut parts = Vec::with_capacity(1 + sequence.own.pages.len());
     if prefixed > 0 {
         let distance = -(prefixed as isize) - position;
-        parts.push(Part { rows: sequence.prefix, range: 0..prefixed, distance });
+        parts.push(Part { rows: PageRows::Float32(sequence.prefix), range: 0..prefixed, distance });
     }
     let mut start = 0;
     for page in &sequence.own.pages {
@@ -196,153 +176,91 @@ fn parts<'a>(options: &Attention, sequence: &PagedSequence<'a>, position: isize,
     parts
 }
 
-/// Query heads, from `first_head` on, that share one head of keys and values.
-fn head(
-    options: &Attention,
-    parts: &[Part<'_>],
-    bias: Option<Bias<'_>>,
-    (query, output): (&[f32], &mut [f32]),
-    first_head: usize,
-    (scores, next): (&mut [f32], &mut Fetching<'_>),
-) {
-    let columns: usize = parts.iter().map(|part| part.range.len()).sum();
-    if columns == 0 {
-        output.fill(0.0);
-        return;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::bf16::{from_bf16, to_bf16};
+    use crate::ops::attention::KeyValuePairs;
+    use crate::ops::attention::Prefix;
+    use crate::ops::finite_differences::random;
+    use crate::{Matrix, Tape};
+
+    /// Pages of some rows each, with the memory that they name.
+    struct Stored {
+        floats: Vec<[Vec<f32>; 2]>,
+        pairs: Vec<[Vec<u32>; 2]>,
     }
-    let scores = &mut scores[..query.len() / options.head_dim * columns];
-    Arch::new().dispatch(Head { options, parts, bias, first_head, columns, query, output, scores, next });
-}
 
-/// The work of [`head`]. In vectors by name: loops over lanes were compiled into pairs of floats here.
-struct Head<'a, 'n> {
-    options: &'a Attention,
-    parts: &'a [Part<'a>],
-    bias: Option<Bias<'a>>,
-    first_head: usize,
-    /// Keys that the queries see.
-    columns: usize,
-    query: &'a [f32],
-    output: &'a mut [f32],
-    scores: &'a mut [f32],
-    next: &'a mut Fetching<'n>,
-}
-
-impl WithSimd for Head<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { options, parts, bias, first_head, columns, query, output, scores, next } = self;
-        let (kv_head, size) = (first_head / options.group(), options.head_dim);
-        for (member, (query, scores)) in query.chunks_exact(size).zip(scores.chunks_exact_mut(columns)).enumerate() {
-            let mut column = 0;
-            for part in parts {
-                let scores = &mut scores[column..column + part.range.len()];
-                let keys = part.rows.head_rows(options, part.rows.keys, kv_head, &part.range);
-                // Loops, not closures: what a closure does may be compiled apart, without this processor's vectors.
-                for (number, (score, key)) in scores.iter_mut().zip(keys).enumerate() {
-                    if number.is_multiple_of(SCORES) {
-                        next.fetch();
-                    }
-                    *score = options.scale * dot(simd, query, key);
-                }
-                if let Some(bias) = bias {
-                    let values = bias.row(first_head + member, part.distance, scores.len());
-                    scores.iter_mut().zip(values).for_each(|(score, value)| *score += value);
-                }
-                column += part.range.len();
-            }
+    impl Stored {
+        /// `rows` rows of rounded values.
+        fn random(rows: &[usize], width: usize, index: u64) -> Self {
+            let side = |rows: usize, index: u64| -> Vec<f32> {
+                random(rows, width, index).data().iter().map(|value| from_bf16(to_bf16(*value))).collect()
+            };
+            let floats: Vec<[Vec<f32>; 2]> = (index..)
+                .step_by(2)
+                .zip(rows)
+                .map(|(index, rows)| [side(*rows, index), side(*rows, index + 1)])
+                .collect();
+            let stored = |values: &Vec<f32>| {
+                let mut pairs = vec![0; values.len() / 2];
+                KeyValuePairs::store(values, &mut pairs);
+                pairs
+            };
+            let pairs = floats.iter().map(|sides| sides.each_ref().map(stored)).collect();
+            Self { floats, pairs }
         }
-        for (scores, output) in scores.chunks_exact_mut(columns).zip(output.chunks_exact_mut(size)) {
-            let max = largest(scores);
-            let sum = exponentials(scores, max);
-            weigh(simd, options, parts, scores, kv_head, 1.0 / sum, output);
+
+        fn pages(&self, in_pairs: bool) -> KeyValuePages<'_> {
+            let floats = self.floats.iter().map(|[keys, values]| PageRows::Float32(KeyValueRows { keys, values }));
+            let pairs = self.pairs.iter().map(|[keys, values]| PageRows::Bf16(KeyValuePairs { keys, values }));
+            KeyValuePages { pages: if in_pairs { pairs.collect() } else { floats.collect() } }
         }
     }
-}
 
-/// Vectors of a head's features whose sums are in registers together.
-const TOGETHER: usize = 4;
-
-/// `factor · Σ weight · value`, with the sums in registers.
-#[inline(always)]
-fn weigh<S: Simd>(
-    simd: S,
-    options: &Attention,
-    parts: &[Part<'_>],
-    weights: &[f32],
-    kv_head: usize,
-    factor: f32,
-    output: &mut [f32],
-) {
-    let wide = TOGETHER * S::F32_LANES;
-    let factor = simd.splat_f32s(factor);
-    let zero = simd.splat_f32s(0.0);
-    for (block, output) in output.chunks_mut(wide).enumerate() {
-        let features = block * wide..block * wide + output.len();
-        if output.len() == wide {
-            let mut sums = [zero; TOGETHER];
-            let mut column = 0;
-            for part in parts {
-                let values = part.rows.head_rows(options, part.rows.values, kv_head, &part.range);
-                for (weight, value) in weights[column..].iter().zip(values) {
-                    let weight = simd.splat_f32s(*weight);
-                    let (value, _) = S::as_simd_f32s(&value[features.clone()][..wide]);
-                    for lane in 0..TOGETHER {
-                        sums[lane] = simd.mul_add_f32s(weight, value[lane], sums[lane]);
-                    }
+    #[test]
+    fn pages_in_bf16_are_what_their_values_are_in_float32() {
+        for (head_dim, group, window, queries) in [
+            (64, 3, None, [1, 1]),
+            (32, 1, None, [2, 1]),
+            (64, 5, None, [1, 1]),
+            (32, 4, None, [1, 1]),
+            (96, 2, Some(40), [1, 3]),
+            (64, 3, None, [20, 1]),
+        ] {
+            let kv_heads = 2;
+            let options = Attention {
+                heads: kv_heads * group,
+                kv_heads,
+                head_dim,
+                scale: 0.3,
+                causal: true,
+                window,
+                dropout: 0.0,
+            };
+            let width = options.key_width();
+            let all = [Stored::random(&[64, 7], width, 1), Stored::random(&[30], width, 20)];
+            let workspace = Workspace::new();
+            let query = random(queries.iter().sum(), options.heads * head_dim, 40);
+            for prefixed in [false, true] {
+                let tape = Tape::evaluating(&workspace);
+                let prefix = prefixed.then(|| Prefix {
+                    keys: tape.constant(random(5, width, 50)),
+                    values: tape.constant(random(5, width, 51)),
+                    ranges: vec![0..5, 2..4],
+                });
+                let output = |in_pairs: bool| -> Matrix {
+                    let rows = all.each_ref().map(|stored| stored.pages(in_pairs));
+                    let segments = Segments::from_lengths(queries);
+                    let query = tape.constant(query.clone());
+                    tape.attention_over(&options, &query, &segments, &rows, prefix.as_ref(), None).value().clone()
+                };
+                let (found, expected) = (output(true), output(false));
+                for (place, (found, expected)) in found.data().iter().zip(expected.data()).enumerate() {
+                    let off = (found - expected).abs();
+                    assert!(off <= 1e-5, "{options:?}, {queries:?}, value {place}: {found} and {expected}");
                 }
-                column += part.range.len();
-            }
-            let (output, _) = S::as_mut_simd_f32s(output);
-            output.iter_mut().zip(sums).for_each(|(value, sum)| *value = simd.mul_f32s(sum, factor));
-        } else {
-            for (lanes, output) in output.chunks_mut(S::F32_LANES).enumerate() {
-                let first = features.start + lanes * S::F32_LANES;
-                let mut sum = zero;
-                let mut column = 0;
-                for part in parts {
-                    let values = part.rows.head_rows(options, part.rows.values, kv_head, &part.range);
-                    for (weight, value) in weights[column..].iter().zip(values) {
-                        let value = simd.partial_load_f32s(&value[first..first + output.len()]);
-                        sum = simd.mul_add_f32s(simd.splat_f32s(*weight), value, sum);
-                    }
-                    column += part.range.len();
-                }
-                simd.partial_store_f32s(output, simd.mul_f32s(sum, factor));
             }
         }
     }
-}
-
-impl KeyValueRows<'_> {
-    /// One head of some rows of `side`, the keys or the values.
-    #[inline(always)]
-    fn head_rows<'b>(
-        &self,
-        options: &Attention,
-        side: &'b [f32],
-        kv_head: usize,
-        range: &Range<usize>,
-    ) -> impl Iterator<Item = &'b [f32]> + use<'b> {
-        let (width, size) = (options.kv_heads * options.head_dim, options.head_dim);
-        let rows = side[range.start * width..range.end * width].chunks_exact(width);
-        rows.map(
-            #[inline(always)]
-            move |row| &row[kv_head * size..][..size],
-        )
-    }
-}
-
-/// `Σ a·b`.
-#[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
-    let mut sum = simd.splat_f32s(0.0);
-    for (a, b) in a.iter().zip(b) {
-        sum = simd.mul_add_f32s(*a, *b, sum);
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    simd.reduce_sum_f32s(sum) + rest
 }
