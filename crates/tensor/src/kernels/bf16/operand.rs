@@ -282,3 +282,34 @@ pub(crate) fn corner(lanes: View<'_>, strip: usize, depth_tile: usize, scale: f3
         scale,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of the lines of `tiles` that all parts name, in order.
+    fn named(tiles: &[Tile], runs: Runs, parts: usize) -> Vec<usize> {
+        let mut runs = runs.in_parts(parts);
+        let part = |_| {
+            let Lines { first, count } = runs.next_part();
+            let start = if count == 0 { 0 } else { first.addr() - tiles.as_ptr().addr() };
+            (0..count).map(move |line| start / LINE + line)
+        };
+        (0..parts).flat_map(part).collect()
+    }
+
+    #[test]
+    fn parts_of_runs_are_all_their_lines_once() {
+        let tiles = vec![Tile::ZERO; 30];
+        let expected: Vec<usize> = (2..5).flat_map(|run| (run * 6 + 1) * LANES..(run * 6 + 5) * LANES).collect();
+        for parts in [3, 6, 12, 48] {
+            assert_eq!(named(&tiles, Runs::of(&tiles, 6, 2..5, 1..5), parts), expected, "{parts} parts");
+        }
+        // Runs that follow each other without a gap are one.
+        let whole: Vec<usize> = (6 * LANES..18 * LANES).collect();
+        for parts in [1, 5, 7, 100] {
+            assert_eq!(named(&tiles, Runs::of(&tiles, 6, 1..3, 0..6), parts), whole, "{parts} parts");
+        }
+        assert_eq!(named(&tiles, Runs::NONE, 4), []);
+    }
+}
