@@ -38,11 +38,22 @@ pub struct Page {
 }
 
 /// For each block the keys, then the values, `[capacity, cols]` each.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Data {
     Float32(Vec<f32>),
     /// In pairs.
     Bf16(Vec<u32>),
+}
+
+impl Data {
+    /// Takes the values of another, which is as long and lies alike, into the memory that is there.
+    fn copy_from(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Float32(own), Self::Float32(other)) => own.copy_from_slice(other),
+            (Self::Bf16(own), Self::Bf16(other)) => own.copy_from_slice(other),
+            _ => unreachable!("pages of the same buffers lie alike"),
+        }
+    }
 }
 
 impl Default for Data {
@@ -111,7 +122,7 @@ impl Drop for Page {
 impl Clone for Page {
     fn clone(&self) -> Self {
         let mut page = self.buffers.page(self.capacity);
-        page.data.clone_from(&self.data);
+        page.data.copy_from(&self.data);
         page.filled.clone_from(&self.filled);
         page.is_closed = self.is_closed;
         page

@@ -155,16 +155,8 @@ impl Block for TileUnit {
         let steps: usize = strips.iter().map(|strips| strips.depth).sum();
         let many = ahead.count > 2 * steps;
         // Fetched among the steps, they wait for no room among the loads that the cache has in flight.
-        ahead.fetch(match (ROWS, COLS) {
-            (2, 2) => {
-                if many {
-                    4 * steps
-                } else {
-                    2 * steps
-                }
-            }
-            _ => 0,
-        });
+        let among_steps = if many { 4 * steps } else { 2 * steps };
+        ahead.fetch(if (ROWS, COLS) == (2, 2) { among_steps } else { 0 });
         let mut line = if ahead.count == 0 { strips[0].a[0] } else { ahead.first };
         let stride = stride * size_of::<f32>();
         let below = c.wrapping_byte_add(LANES * stride);

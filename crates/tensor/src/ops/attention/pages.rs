@@ -180,8 +180,7 @@ fn parts<'a>(options: &Attention, sequence: &PagedSequence<'a>, position: isize,
 mod tests {
     use super::*;
     use crate::kernels::bf16::{from_bf16, to_bf16};
-    use crate::ops::attention::KeyValuePairs;
-    use crate::ops::attention::Prefix;
+    use crate::ops::attention::{KeyValuePairs, Prefix};
     use crate::ops::finite_differences::random;
     use crate::{Matrix, Tape};
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::softmax::{Dropped, Rows, Running, Scores, Weighted};
-use crate::kernels::bf16::{DEPTH, LANES, Tile, convert, interleaving};
+use crate::kernels::bf16::{DEPTH, LANES, Tile, convert, interleaving, mask};
 use crate::random::RowMask;
 
 /// See [`super::softmax::accumulate`].
@@ -47,8 +47,7 @@ pub(super) unsafe fn accumulate(scores: &Scores<'_>, running: Running<'_>, weigh
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 fn lanes(range: &Range<usize>, first: usize) -> u16 {
-    let below = |end: usize| ((1u32 << end.saturating_sub(first).min(LANES)) - 1) as u16;
-    below(range.end) & !below(range.start)
+    mask(range.end.saturating_sub(first)) & !mask(range.start.saturating_sub(first))
 }
 
 /// Values 16 by 16 of those in `visible`, others are not loaded.
