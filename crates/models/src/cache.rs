@@ -95,7 +95,7 @@ impl PageBuffers {
     }
 
     fn floats(&self, capacity: usize) -> usize {
-        2 * self.blocks * capacity * self.cols
+        2 * self.blocks * side(capacity, self.cols)
     }
 
     fn page(&self, capacity: usize) -> Page {
@@ -108,6 +108,11 @@ impl PageBuffers {
         });
         Page { filled: vec![0; self.blocks], capacity, is_closed: false, cols: self.cols, data, buffers: self.clone() }
     }
+}
+
+/// Values of so many rows; rows lie in pairs.
+fn side(capacity: usize, cols: usize) -> usize {
+    capacity.next_multiple_of(2) * cols
 }
 
 impl Drop for Page {
@@ -140,34 +145,45 @@ impl Page {
         self.is_closed
     }
 
-    /// Where a block's keys begin; its values follow.
+    /// Where a block's keys begin; its values follow a [`Page::side`] later.
     fn start(&self, block: usize) -> usize {
-        2 * block * self.capacity * self.cols
+        2 * block * self.side()
+    }
+
+    /// Values that there is room for on a block's side of keys, and on that of its values.
+    fn side(&self) -> usize {
+        side(self.capacity, self.cols)
     }
 
     fn rows(&self, block: usize) -> PageRows<'_> {
         let (start, floats) = (self.start(block), self.filled[block] * self.cols);
-        let values = start + self.capacity * self.cols;
+        let values = start + self.side();
         match &self.data {
             Data::Float32(data) => PageRows::Float32(KeyValueRows {
                 keys: &data[start..start + floats],
                 values: &data[values..values + floats],
             }),
             Data::Bf16(data) => PageRows::Bf16(KeyValuePairs {
+                width: self.cols,
                 keys: &data[start / 2..(start + floats) / 2],
-                values: &data[values / 2..(values + floats) / 2],
+                values: &data[values / 2..][..self.filled[block].div_ceil(2) * self.cols],
             }),
         }
     }
 
     /// Adds rows to one block; there is room for them.
     fn push(&mut self, block: usize, keys: &[f32], values: &[f32]) {
-        let start = self.start(block) + self.filled[block] * self.cols;
-        let values_start = start + self.capacity * self.cols;
-        for (start, rows) in [(start, keys), (values_start, values)] {
-            match &mut self.data {
-                Data::Float32(data) => data[start..start + rows.len()].copy_from_slice(rows),
-                Data::Bf16(data) => KeyValuePairs::store(rows, &mut data[start / 2..(start + rows.len()) / 2]),
+        let (filled, cols) = (self.filled[block], self.cols);
+        let (start, values_start) = (self.start(block), self.start(block) + self.side());
+        let own = start + filled * cols..start + filled * cols + keys.len();
+        match &mut self.data {
+            Data::Float32(data) => {
+                data[own].copy_from_slice(keys);
+                data[values_start + filled * cols..][..values.len()].copy_from_slice(values);
+            }
+            Data::Bf16(data) => {
+                KeyValuePairs::store_keys(keys, &mut data[own.start / 2..own.end / 2]);
+                KeyValuePairs::store_values(values, cols, filled, &mut data[values_start / 2..]);
             }
         }
         self.filled[block] += keys.len() / self.cols;

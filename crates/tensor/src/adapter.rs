@@ -2,20 +2,22 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::kernels::{LINE, fetch_lines};
 use crate::ops::attention::ShiftedGroups;
 use crate::parameter::Parameter;
 use crate::shelf::Shelf;
 use crate::site::SiteId;
+use crate::site_map::SiteMap;
 use crate::tuner::{AttentionTuner, Base, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
 use crate::{FrozenTuner, Precision, Workspace};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
 pub struct Adapter {
-    weights: BTreeMap<SiteId, Box<dyn WeightTuner>>,
-    hidden: BTreeMap<SiteId, Box<dyn HiddenTuner>>,
-    attention: BTreeMap<SiteId, Box<dyn AttentionTuner>>,
-    input: BTreeMap<SiteId, Box<dyn InputTuner>>,
+    weights: SiteMap<Box<dyn WeightTuner>>,
+    hidden: SiteMap<Box<dyn HiddenTuner>>,
+    attention: SiteMap<Box<dyn AttentionTuner>>,
+    input: SiteMap<Box<dyn InputTuner>>,
     /// Which part a site's tuner came with; 0 for sites that are not here.
     parts: BTreeMap<SiteId, usize>,
     joined: usize,
@@ -67,8 +69,8 @@ impl Adapter {
         let floats = if workspace.kernels().precision() == Precision::Bf16 { values.div_ceil(2) } else { values };
         // Factors lie in the order in which a pass reads them; their last vectors may not be full.
         let mut shelf = Shelf::new(floats + floats / 16);
-        for (site, tuner) in &mut self.weights {
-            let frozen = base(*site).and_then(|base| FrozenTuner::of(workspace, tuner.as_ref(), base, &mut shelf));
+        for (site, tuner) in self.weights.iter_mut() {
+            let frozen = base(site).and_then(|base| FrozenTuner::of(workspace, tuner.as_ref(), base, &mut shelf));
             if let Some(frozen) = frozen {
                 *tuner = Box::new(frozen);
             }
@@ -83,27 +85,35 @@ impl Adapter {
 
     /// The tuner at a weight site.
     pub fn weight(&self, site: SiteId) -> Option<&dyn WeightTuner> {
-        self.weights.get(&site).map(AsRef::as_ref)
+        self.weights.get(site).map(AsRef::as_ref)
+    }
+
+    /// Fetches the tuner at a weight site, which is asked for soon: with many adapters in a batch all of them lie far away.
+    #[inline]
+    pub(crate) fn prefetch_weight(&self, site: SiteId) {
+        if let Some(tuner) = self.weight(site) {
+            fetch_lines(std::ptr::from_ref(tuner).cast::<u8>(), size_of_val(tuner).div_ceil(LINE));
+        }
     }
 
     /// The tuner at a hidden site.
     pub fn hidden(&self, site: SiteId) -> Option<&dyn HiddenTuner> {
-        self.hidden.get(&site).map(AsRef::as_ref)
+        self.hidden.get(site).map(AsRef::as_ref)
     }
 
     /// The tuner at an attention site.
     pub fn attention(&self, site: SiteId) -> Option<&dyn AttentionTuner> {
-        self.attention.get(&site).map(AsRef::as_ref)
+        self.attention.get(site).map(AsRef::as_ref)
     }
 
     /// The tuner at the input.
     pub fn input(&self, site: SiteId) -> Option<&dyn InputTuner> {
-        self.input.get(&site).map(AsRef::as_ref)
+        self.input.get(site).map(AsRef::as_ref)
     }
 
     /// Weight sites that have a tuner, in site order.
     pub fn weight_sites(&self) -> impl Iterator<Item = SiteId> + '_ {
-        self.weights.keys().copied()
+        self.weights.sites()
     }
 
     /// Rows that attention tuners put before each sequence; positions count from there.
@@ -148,15 +158,15 @@ impl Adapter {
 
     /// All sites that have a tuner.
     fn sites(&self) -> impl Iterator<Item = SiteId> + '_ {
-        let (weights, hidden) = (self.weights.keys(), self.hidden.keys());
-        weights.chain(hidden).chain(self.attention.keys()).chain(self.input.keys()).copied()
+        let (weights, hidden) = (self.weights.sites(), self.hidden.sites());
+        weights.chain(hidden).chain(self.attention.sites()).chain(self.input.sites())
     }
 
     fn tuners(&self) -> impl Iterator<Item = (SiteId, &dyn Trainable)> {
-        let weights = self.weights.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
-        let hidden = self.hidden.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
-        let attention = self.attention.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
-        let input = self.input.iter().map(|(site, tuner)| (*site, tuner.as_ref() as &dyn Trainable));
+        let weights = self.weights.iter().map(|(site, tuner)| (site, tuner.as_ref() as &dyn Trainable));
+        let hidden = self.hidden.iter().map(|(site, tuner)| (site, tuner.as_ref() as &dyn Trainable));
+        let attention = self.attention.iter().map(|(site, tuner)| (site, tuner.as_ref() as &dyn Trainable));
+        let input = self.input.iter().map(|(site, tuner)| (site, tuner.as_ref() as &dyn Trainable));
         weights.chain(hidden).chain(attention).chain(input)
     }
 

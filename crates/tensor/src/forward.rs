@@ -330,8 +330,13 @@ impl<'a> Forward<'a> {
 
     /// The tuner of each group at a weight site, with the group's rows. One entry for all rows where no group has one.
     fn weight_tuners(&self, site: SiteId, segments: &Segments) -> Tuners<'a> {
+        /// Sites that are asked for before the one whose tuners are fetched.
+        const AHEAD: usize = 4;
         let tuners = self.groups.iter().map(|group| {
-            let tuner = group.adapter.and_then(|adapter| adapter.weight(site));
+            let tuner = group.adapter.and_then(|adapter| {
+                adapter.prefetch_weight(SiteId(site.0 + AHEAD));
+                adapter.weight(site)
+            });
             (segments.rows(&group.sequences), tuner)
         });
         let tuners: Vec<_> = tuners.collect();

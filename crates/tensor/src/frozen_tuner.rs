@@ -35,7 +35,7 @@ impl FrozenTuner {
         let precision = workspace.kernels().precision();
         let mut tape = Tape::evaluating(workspace);
         if let Some(LowRankUpdate { a, b, scale }) = tuner.low_rank(&mut tape) {
-            let update = ThinUpdate::new(&[(a.value(), b.value(), scale)], precision, shelf);
+            let update = ThinUpdate::new(&[(a.value(), b.value(), scale)], workspace.kernels(), shelf);
             return Some(Self { whole: None, update: Some(update), scale: None, bias: None });
         }
         let row = |value: &Var| value.value().to_vec();
@@ -69,7 +69,7 @@ impl FrozenTuner {
                 terms.into_iter().map(|term| (term.input.value().transposed(), term.weight, term.scale)).collect();
             let factors: Vec<(&Matrix, &Matrix, f32)> =
                 factors.iter().map(|(a, b, scale)| (a, b.value(), *scale)).collect();
-            ThinUpdate::new(&factors, precision, shelf)
+            ThinUpdate::new(&factors, workspace.kernels(), shelf)
         });
         Some(Self { whole: None, update, scale: affine.scale.as_ref().map(row), bias: affine.bias.as_ref().map(row) })
     }

@@ -22,6 +22,7 @@ mod random;
 mod segments;
 mod shelf;
 mod site;
+mod site_map;
 mod tape;
 mod thin_update;
 mod torch_generator;

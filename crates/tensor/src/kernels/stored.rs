@@ -18,6 +18,9 @@ pub(crate) trait Stored: Plain {
 
     /// Vector `number` of the first and of the second half of a chunk.
     fn vectors<S: Simd>(simd: S, chunk: &[Self], number: usize) -> [S::f32s; 2];
+
+    /// A single value of a chunk.
+    fn value(chunk: &[Self], place: usize) -> f32;
 }
 
 impl Stored for f32 {
@@ -32,6 +35,10 @@ impl Stored for f32 {
     fn vectors<S: Simd>(_: S, chunk: &[f32], number: usize) -> [S::f32s; 2] {
         let (vectors, _) = S::as_simd_f32s(chunk);
         [vectors[number], vectors[CHUNK / 2 / S::F32_LANES + number]]
+    }
+
+    fn value(chunk: &[f32], place: usize) -> f32 {
+        chunk[place]
     }
 }
 
@@ -54,6 +61,10 @@ impl Stored for u32 {
         let first = simd.wrapping_dyn_shl_u32s(pair, simd.splat_u32s(16));
         let second = simd.and_u32s(pair, simd.splat_u32s(0xffff_0000));
         [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
+    }
+
+    fn value(chunk: &[u32], place: usize) -> f32 {
+        from_bf16((chunk[place % (CHUNK / 2)] >> (place / (CHUNK / 2) * 16)) as u16)
     }
 }
 

@@ -11,7 +11,7 @@ use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
 
 /// Whether the processor and the operating system offer AMX with bf16. Asks the system for it the first time.
-pub(super) fn is_supported() -> bool {
+pub(crate) fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| has_instructions() && super::avx512::is_supported() && is_permitted())
 }
@@ -78,7 +78,7 @@ thread_local! {
 }
 
 /// Whether a [`TileUnit`] of the calling thread lives, whose tiles nobody else may shape.
-pub(super) fn is_configured() -> bool {
+pub(crate) fn is_configured() -> bool {
     CONFIGURED.get() > 0
 }
 

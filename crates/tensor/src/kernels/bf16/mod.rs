@@ -7,7 +7,7 @@
 //! threads.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +28,8 @@ mod rows;
 pub(crate) mod self_attention;
 mod stack;
 mod sums;
+#[cfg(target_arch = "x86_64")]
+mod thin_tiles;
 mod tile;
 mod tokens;
 mod vocabulary_gradient;
@@ -48,6 +50,8 @@ pub(crate) use product::Product;
 pub(crate) use rows::Part;
 pub(crate) use stack::{Padded, Stack};
 pub(crate) use sums::Sums;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use thin_tiles::{ThinAdder, ThinTiles};
 pub(crate) use tile::{DEPTH, LANES, Tile, TileBuffer, from_bf16, to_bf16};
 pub(crate) use tokens::{TokenTiles, Tokens};
 pub(crate) use vocabulary_gradient::{TrainedVocabulary, vocabulary_gradient};

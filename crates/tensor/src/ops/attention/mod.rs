@@ -16,6 +16,9 @@ mod dropout;
 mod forward;
 mod page_head;
 mod page_rows;
+#[cfg(target_arch = "x86_64")]
+mod page_tiles;
+mod page_vectors;
 mod pages;
 mod scores;
 mod shifted;
@@ -317,9 +320,8 @@ impl Attention {
             assert!(reaches, "the bias reaches as far as the keys lie from the queries, for every head");
         }
         for rows in sequences.iter().flat_map(|sequence| &sequence.rows) {
-            let [keys, values] = rows.lengths();
-            assert_eq!(keys, values, "each row of keys has its row of values");
-            assert!(keys.is_multiple_of(self.key_width()), "keys are kv_heads·head_dim wide");
+            let fits = rows.fits(self.key_width());
+            assert!(fits, "keys are kv_heads·head_dim wide, and each row of them has its row of values");
             let suits = matches!(rows, PageRows::Float32(_)) || KeyValuePairs::suit(head_dim);
             assert!(suits, "keys in pairs are whole chunks of features");
         }

@@ -1,7 +1,9 @@
 //! Keys and values outside the tape: in pieces, in float32 or rounded to bf16.
 
 use super::{Attention, KeyValueRows};
+use crate::kernels::bf16::{from_bf16, to_bf16};
 use crate::kernels::stored::{CHUNK, Stored, read_pairs, store_pairs};
+use crate::kernels::vectorised;
 
 /// Keys and values of one sequence outside the tape, in pieces that follow one another.
 #[derive(Clone, Debug, Default)]
@@ -25,12 +27,14 @@ pub enum PageRows<'a> {
     Bf16(KeyValuePairs<'a>),
 }
 
-/// Keys and values in bf16, as [`KeyValuePairs::store`] puts them: half as many elements as values.
+/// Keys and values in bf16, as [`KeyValuePairs::store_keys`] and [`KeyValuePairs::store_values`] put them.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyValuePairs<'a> {
-    /// `[rows, kv_heads · head_dim / 2]`.
+    /// Features of a row, of all heads.
+    pub width: usize,
+    /// `[rows, width / 2]`: of each 32 features the first and the second half in pairs, as products sum them.
     pub keys: &'a [u32],
-    /// The same.
+    /// `[⌈rows / 2⌉, width]`: each two rows in pairs, as sums over rows take them.
     pub values: &'a [u32],
 }
 
@@ -40,12 +44,39 @@ impl KeyValuePairs<'_> {
         head_dim.is_multiple_of(CHUNK)
     }
 
-    /// Rounds rows of keys, or of values, to bf16.
+    /// Rounds rows of keys to bf16.
     ///
     /// # Panics
     /// If heads are not a multiple of 32 features wide, or `pairs` is not half as long.
-    pub fn store(rows: &[f32], pairs: &mut [u32]) {
+    pub fn store_keys(rows: &[f32], pairs: &mut [u32]) {
         store_pairs(rows, pairs);
+    }
+
+    /// Rounds rows of values, `width` features each, to bf16, as rows `first` and so on of `pairs`, whose rows are written in
+    /// order.
+    ///
+    /// # Panics
+    /// If `pairs` is too short.
+    pub fn store_values(rows: &[f32], width: usize, first: usize, pairs: &mut [u32]) {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (number, row) in (first..).zip(rows.chunks_exact(width)) {
+                    let pairs = &mut pairs[number / 2 * width..][..width];
+                    if number.is_multiple_of(2) {
+                        // Of the pair's other row nothing is left, in case that it never comes.
+                        pairs.iter_mut().zip(row).for_each(|(pair, value)| *pair = u32::from(to_bf16(*value)));
+                    } else {
+                        pairs.iter_mut().zip(row).for_each(|(pair, value)| *pair |= u32::from(to_bf16(*value)) << 16);
+                    }
+                }
+            },
+        );
+    }
+
+    /// How many rows.
+    fn count(&self) -> usize {
+        2 * self.keys.len() / self.width.max(1)
     }
 }
 
@@ -54,22 +85,28 @@ impl<'a> PageRows<'a> {
     pub(super) fn count(&self, options: &Attention) -> usize {
         match self {
             Self::Float32(rows) => rows.count(options),
-            Self::Bf16(rows) => 2 * rows.keys.len() / options.key_width(),
+            Self::Bf16(rows) => rows.count(),
         }
     }
 
-    /// Floats of the keys, and of the values.
-    pub(super) fn lengths(&self) -> [usize; 2] {
+    /// Whether each row of keys, `width` features wide, has its row of values.
+    pub(super) fn fits(&self, width: usize) -> bool {
         match self {
-            Self::Float32(rows) => [rows.keys.len(), rows.values.len()],
-            Self::Bf16(rows) => [2 * rows.keys.len(), 2 * rows.values.len()],
+            Self::Float32(rows) => rows.keys.len() == rows.values.len() && rows.keys.len().is_multiple_of(width),
+            Self::Bf16(rows) => {
+                let (keys, values) = (2 * rows.keys.len(), rows.values.len());
+                rows.width == width && keys.is_multiple_of(width) && values == rows.count().div_ceil(2) * width
+            }
         }
     }
 
     /// The keys, or the values, in float32.
     pub fn to_floats(&self, keys: bool) -> Vec<f32> {
-        let [key_floats, value_floats] = self.lengths();
-        let mut out = vec![0.0; if keys { key_floats } else { value_floats }];
+        let floats = match self {
+            Self::Float32(rows) => rows.keys.len(),
+            Self::Bf16(rows) => 2 * rows.keys.len(),
+        };
+        let mut out = vec![0.0; floats];
         self.read(keys, &mut out);
         out
     }
@@ -78,7 +115,14 @@ impl<'a> PageRows<'a> {
     pub(super) fn read(&self, keys: bool, out: &mut [f32]) {
         match self {
             Self::Float32(rows) => out.copy_from_slice(if keys { rows.keys } else { rows.values }),
-            Self::Bf16(rows) => read_pairs(if keys { rows.keys } else { rows.values }, out),
+            Self::Bf16(rows) if keys => read_pairs(rows.keys, out),
+            Self::Bf16(rows) => {
+                for (number, row) in out.chunks_exact_mut(rows.width).enumerate() {
+                    let pairs = &rows.values[number / 2 * rows.width..][..rows.width];
+                    let shift = 16 * (number % 2);
+                    row.iter_mut().zip(pairs).for_each(|(value, pair)| *value = from_bf16((pair >> shift) as u16));
+                }
+            }
         }
     }
 
@@ -86,7 +130,7 @@ impl<'a> PageRows<'a> {
     pub(super) fn bytes(&self) -> [&'a [u8]; 2] {
         match *self {
             Self::Float32(KeyValueRows { keys, values }) => [bytes_of(keys), bytes_of(values)],
-            Self::Bf16(KeyValuePairs { keys, values }) => [bytes_of(keys), bytes_of(values)],
+            Self::Bf16(KeyValuePairs { keys, values, .. }) => [bytes_of(keys), bytes_of(values)],
         }
     }
 }

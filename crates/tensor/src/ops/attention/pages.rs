@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::page_head::head;
+use super::page_head::{Attending, MOST_MEMBERS};
 use super::page_rows::{KeyValuePages, PageRows};
 use super::{Attention, Bias, KeyValueRows};
 use crate::kernels::{LINE, chunks_in_turn, prefetch_for_later};
@@ -57,9 +57,10 @@ pub(super) fn attend(
     chunks_in_turn(&mut tasks, piece, |_, tasks| {
         let order: Vec<(&PagedSequence<'_>, usize)> =
             tasks.iter().map(|task| (task.sequence, task.heads.start)).collect();
+        let mut attending = Attending::new(workspace);
         for (number, task) in tasks.iter_mut().enumerate() {
             let next = order.get(number + 1).filter(|(_, first_head)| *first_head == 0);
-            task.run(workspace, options, next.map(|(sequence, _)| *sequence));
+            task.run(&mut attending, workspace, options, next.map(|(sequence, _)| *sequence));
         }
     });
 }
@@ -73,39 +74,58 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// A task for each head, where there is a single query; their outputs lie side by side.
+    /// A task for each few heads that are worked on together, where there is a single query; their outputs lie side by side.
     fn by_heads(self, options: &Attention) -> Vec<Self> {
         let Self { sequence, heads, query, output } = self;
         if query.len() > heads.len() * options.head_dim {
             return vec![Self { sequence, heads, query, output }];
         }
-        let parts = query.chunks_exact(options.head_dim).zip(output.chunks_exact_mut(options.head_dim));
-        parts
-            .zip(heads)
-            .map(|((query, output), head)| Self { sequence, heads: head..head + 1, query, output })
+        let together = together(options);
+        let floats = together * options.head_dim;
+        let parts = query.chunks(floats).zip(output.chunks_mut(floats));
+        heads
+            .step_by(together)
+            .zip(parts)
+            .map(|(head, (query, output))| Self {
+                sequence,
+                heads: head..head + query.len() / options.head_dim,
+                query,
+                output,
+            })
             .collect()
     }
 
     /// Computes the outputs, while the keys and values of `next` are fetched.
-    fn run(&mut self, workspace: &Workspace, options: &Attention, next: Option<&PagedSequence<'_>>) {
+    fn run(
+        &mut self,
+        attending: &mut Attending,
+        workspace: &Workspace,
+        options: &Attention,
+        next: Option<&PagedSequence<'_>>,
+    ) {
         let Self { sequence, ref heads, query, ref mut output } = *self;
-        let (group, size) = (options.group(), options.head_dim);
+        let (together, size) = (together(options), options.head_dim);
         let width = heads.len() * size;
         let count = sequence.own.count(options);
         let queries = query.len() / width;
         let columns = sequence.prefix.count(options) + count;
-        let mut scores = workspace.take(group.min(heads.len()) * columns);
+        let mut scores = workspace.take(together.min(heads.len()) * columns);
         let mut next = Fetching::of(next, columns * heads.len() * queries);
         for (number, (query, output)) in query.chunks_exact(width).zip(output.chunks_exact_mut(width)).enumerate() {
             let position = count as isize - queries as isize + number as isize;
             let parts = parts(options, sequence, position, count);
-            let members = query.chunks(group * size).zip(output.chunks_mut(group * size));
-            for (place, (query, output)) in members.enumerate() {
-                let first_head = heads.start + place * group;
-                head(options, &parts, sequence.bias, (query, output), first_head, (&mut scores, &mut next));
+            let members = query.chunks(together * size).zip(output.chunks_mut(together * size));
+            for (first_head, (query, output)) in heads.clone().step_by(together).zip(members) {
+                attending.head(options, &parts, sequence.bias, (query, output), first_head, (&mut scores, &mut next));
             }
         }
     }
+}
+
+/// Query heads that are worked on together: they share a head of keys and values.
+fn together(options: &Attention) -> usize {
+    let group = options.group();
+    (1..=MOST_MEMBERS.min(group)).rev().find(|heads| group.is_multiple_of(*heads)).unwrap_or(1)
 }
 
 /// Pieces that the sequences of a thread are cut into, so that threads end together.
@@ -114,42 +134,45 @@ const PIECES: usize = 2;
 /// Keys and values on their way into the second-level cache, a little at a time: memory is busy then while something is
 /// computed, and both take as long as the longer of them.
 pub(super) struct Fetching<'a> {
-    pages: &'a [PageRows<'a>],
-    /// Bytes of the first page's keys, and then of its values, that have been fetched.
-    done: usize,
-    /// Bytes that are left, at the most.
-    left: usize,
-    /// Bytes that are fetched at one time.
-    step: usize,
+    /// What is left, side by side.
+    sides: std::vec::IntoIter<&'a [u8]>,
+    side: &'a [u8],
+    /// Bytes that go with a score.
+    rate: f32,
+    /// Bytes that should have been fetched.
+    due: f32,
 }
 
-/// Scores between two times that something is fetched.
-pub(super) const SCORES: usize = 8;
-
 impl<'a> Fetching<'a> {
-    /// All of a sequence's own pages, while `scores` scores are computed.
+    /// All of a sequence's own pages, while `scores` scores are computed and as many weights used.
     fn of(sequence: Option<&PagedSequence<'a>>, scores: usize) -> Self {
         /// Half of a second-level cache.
         const MOST: usize = 1 << 20;
         let pages = sequence.map_or(&[][..], |sequence| &sequence.own.pages);
-        let bytes: usize = pages.iter().flat_map(PageRows::bytes).map(<[u8]>::len).sum();
-        let left = bytes.min(MOST);
-        Self { pages, done: 0, left, step: (left / (scores / SCORES).max(1)).next_multiple_of(LINE) }
+        let mut left = MOST;
+        let mut sides: Vec<&[u8]> = pages.iter().flat_map(PageRows::bytes).collect();
+        for side in &mut sides {
+            *side = &side[..side.len().min(left)];
+            left -= side.len();
+        }
+        Self { sides: sides.into_iter(), side: &[], rate: (MOST - left) as f32 / (2 * scores).max(1) as f32, due: 0.0 }
     }
 
-    /// Fetches the next few lines.
+    /// Fetches what goes with `scores` more scores or weights.
     #[inline(always)]
-    pub(super) fn fetch(&mut self) {
-        let Some((page, after)) = self.pages.split_first().filter(|_| self.left > 0) else { return };
-        let sides = page.bytes();
-        let keys = sides[0].len();
-        let (side, start) = if self.done < keys { (sides[0], self.done) } else { (sides[1], self.done - keys) };
-        let end = keys.min(start + self.step);
-        prefetch_for_later(side, start..end);
-        self.done += end - start;
-        self.left = self.left.saturating_sub(end - start);
-        if self.done == 2 * keys {
-            (self.pages, self.done) = (after, 0);
+    pub(super) fn fetch(&mut self, scores: usize) {
+        self.due += self.rate * scores as f32;
+        while self.due >= LINE as f32 {
+            if self.side.is_empty() {
+                match self.sides.next() {
+                    Some(side) => self.side = side,
+                    None => return self.rate = 0.0,
+                }
+            }
+            let (now, after) = self.side.split_at(self.side.len().min(self.due as usize / LINE * LINE));
+            prefetch_for_later(now, 0..now.len());
+            self.due -= now.len().max(1) as f32;
+            self.side = after;
         }
     }
 }
@@ -182,12 +205,13 @@ mod tests {
     use crate::kernels::bf16::{from_bf16, to_bf16};
     use crate::ops::attention::{KeyValuePairs, Prefix};
     use crate::ops::finite_differences::random;
-    use crate::{Matrix, Tape};
+    use crate::{Kernels, Matrix, Tape};
 
     /// Pages of some rows each, with the memory that they name.
     struct Stored {
         floats: Vec<[Vec<f32>; 2]>,
         pairs: Vec<[Vec<u32>; 2]>,
+        width: usize,
     }
 
     impl Stored {
@@ -201,18 +225,26 @@ mod tests {
                 .zip(rows)
                 .map(|(index, rows)| [side(*rows, index), side(*rows, index + 1)])
                 .collect();
-            let stored = |values: &Vec<f32>| {
-                let mut pairs = vec![0; values.len() / 2];
-                KeyValuePairs::store(values, &mut pairs);
-                pairs
+            let stored = |[keys, values]: &[Vec<f32>; 2]| {
+                let rows = keys.len() / width;
+                // What earlier rows left there.
+                let (mut key_pairs, mut value_pairs) = (vec![0; keys.len() / 2], vec![!0; rows.div_ceil(2) * width]);
+                KeyValuePairs::store_keys(keys, &mut key_pairs);
+                let (first, after) = values.split_at(rows.min(3) * width);
+                KeyValuePairs::store_values(first, width, 0, &mut value_pairs);
+                KeyValuePairs::store_values(after, width, rows.min(3), &mut value_pairs);
+                [key_pairs, value_pairs]
             };
-            let pairs = floats.iter().map(|sides| sides.each_ref().map(stored)).collect();
-            Self { floats, pairs }
+            let pairs = floats.iter().map(stored).collect();
+            Self { floats, pairs, width }
         }
 
         fn pages(&self, in_pairs: bool) -> KeyValuePages<'_> {
             let floats = self.floats.iter().map(|[keys, values]| PageRows::Float32(KeyValueRows { keys, values }));
-            let pairs = self.pairs.iter().map(|[keys, values]| PageRows::Bf16(KeyValuePairs { keys, values }));
+            let pairs = self
+                .pairs
+                .iter()
+                .map(|[keys, values]| PageRows::Bf16(KeyValuePairs { width: self.width, keys, values }));
             KeyValuePages { pages: if in_pairs { pairs.collect() } else { floats.collect() } }
         }
     }
@@ -226,6 +258,8 @@ mod tests {
             (32, 4, None, [1, 1]),
             (96, 2, Some(40), [1, 3]),
             (64, 3, None, [20, 1]),
+            (32, 20, None, [1, 1]),
+            (160, 1, Some(33), [1, 2]),
         ] {
             let kv_heads = 2;
             let options = Attention {
@@ -239,9 +273,15 @@ mod tests {
             };
             let width = options.key_width();
             let all = [Stored::random(&[64, 7], width, 1), Stored::random(&[30], width, 20)];
-            let workspace = Workspace::new();
-            let query = random(queries.iter().sum(), options.heads * head_dim, 40);
-            for prefixed in [false, true] {
+            let floats = all.iter().flat_map(|stored| stored.floats.iter().flatten().flatten());
+            let largest = floats.fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let mut query = random(queries.iter().sum(), options.heads * head_dim, 40);
+            query.data_mut().iter_mut().for_each(|value| *value = from_bf16(to_bf16(*value)));
+            // By vectors float32 throughout; by tiles weights, which sum to one, are rounded.
+            let kernels = [(Some(Kernels::bf16_in_float32()), 1e-5), (Kernels::amx(), largest / 256.0)];
+            let kernels = kernels.iter().filter_map(|(kernels, error)| kernels.map(|kernels| (kernels, *error)));
+            for ((kernels, error), prefixed) in kernels.flat_map(|kernels| [(kernels, false), (kernels, true)]) {
+                let workspace = Workspace::with_kernels(kernels);
                 let tape = Tape::evaluating(&workspace);
                 let prefix = prefixed.then(|| Prefix {
                     keys: tape.constant(random(5, width, 50)),
@@ -257,7 +297,10 @@ mod tests {
                 let (found, expected) = (output(true), output(false));
                 for (place, (found, expected)) in found.data().iter().zip(expected.data()).enumerate() {
                     let off = (found - expected).abs();
-                    assert!(off <= 1e-5, "{options:?}, {queries:?}, value {place}: {found} and {expected}");
+                    assert!(
+                        off <= error,
+                        "{kernels:?}, {options:?}, {queries:?}, value {place}: {found} and {expected}"
+                    );
                 }
             }
         }

@@ -6,10 +6,11 @@ use super::super::operand::Panel;
 use super::super::product::Output;
 use super::super::tile::{LANES, Tile};
 use super::unit::{Groups, Square};
-use crate::kernels::prefetch_beyond;
+use crate::kernels::prefetch_for_later;
 
-/// How far ahead of what is used memory is fetched.
-const AHEAD: usize = 2048;
+/// How far ahead of what is used memory is fetched, to the second-level cache: more is on its way there at one time than
+/// could be on its way to the first.
+const AHEAD: usize = 1536;
 
 /// Computes the strips `strips` of the result, whose panel begins with the first of them, from `rows`, strips of `depth`
 /// tiles in rows order.
@@ -25,7 +26,7 @@ pub(super) fn strips(
     for (place, strip) in strips.enumerate() {
         groups.clear();
         for (at, weight) in panel.strip(place, depth).iter().enumerate() {
-            prefetch_beyond(&weight.0, AHEAD);
+            prefetch_for_later(&weight.0, AHEAD..AHEAD + size_of::<Tile>());
             groups.add_left(&rows[at..], depth, weight);
         }
         let (out, cols) = output.strip(strip);
