@@ -7,9 +7,12 @@
 //! parallel:    y = LN(s·(U·σ(D·x + d) + u) + h + x)
 //! ```
 
-use tunesmith_tensor::{Activation, HiddenTuner, Matrix, Parameter, Seed, SubLayer, Tape, Trainable, Var};
+use tunesmith_tensor::{
+    Activation, FrozenWeight, HiddenTuner, Matrix, Parameter, Seed, SubLayer, Tape, Trainable, Var,
+};
 
 use crate::bottleneck_config::{BottleneckConfig, BottleneckInit, Scaling};
+use crate::bottleneck_frozen::{FrozenBottleneck, FrozenScale};
 use crate::virtual_tokens::filled;
 
 /// A bottleneck adapter at one hidden site.
@@ -39,7 +42,7 @@ enum Scale {
 
 /// How the adapter sits between sub-layer, residual and norm.
 #[derive(Clone, Copy, Debug)]
-struct Placement {
+pub(crate) struct Placement {
     parallel: bool,
     original_ln_before: bool,
     residual_before_ln: bool,
@@ -137,16 +140,22 @@ impl Trainable for BottleneckTuner {
     }
 }
 
-impl HiddenTuner for BottleneckTuner {
-    fn forward(&self, tape: &mut Tape, sub_layer: SubLayer<'_>) -> Var {
+impl Placement {
+    /// The stream after a sub-layer, given what the narrow network makes of its input, `[tokens, hidden]`.
+    pub(crate) fn forward(
+        self,
+        tape: &mut Tape,
+        sub_layer: SubLayer<'_>,
+        update: impl Fn(&mut Tape, &Var) -> Var,
+    ) -> Var {
         let SubLayer { residual: x, output: h, norm, .. } = sub_layer;
         let normed = |tape: &mut Tape, sum: Var| match norm {
             None => sum,
             Some(norm) => norm(tape, &sum),
         };
-        let Placement { parallel, original_ln_before, residual_before_ln } = self.placement;
+        let Self { parallel, original_ln_before, residual_before_ln } = self;
         let sum = if parallel {
-            let update = self.update(tape, &x);
+            let update = update(tape, &x);
             tape.add(&h, update)
         } else {
             let input = if original_ln_before {
@@ -156,10 +165,28 @@ impl HiddenTuner for BottleneckTuner {
                 h.clone()
             };
             let kept = if residual_before_ln { h } else { input.clone() };
-            let update = self.update(tape, &input);
+            let update = update(tape, &input);
             tape.add(&kept, update)
         };
         let sum = tape.add(&x, sum);
         normed(tape, sum)
+    }
+}
+
+impl HiddenTuner for BottleneckTuner {
+    fn forward(&self, tape: &mut Tape, sub_layer: SubLayer<'_>) -> Var {
+        self.placement.forward(tape, sub_layer, |tape, x| self.update(tape, x))
+    }
+
+    fn freeze(&self, frozen: &mut dyn FnMut(&Matrix) -> FrozenWeight) -> Option<Box<dyn HiddenTuner>> {
+        let scale = match &self.scale {
+            Scale::Constant(scale) => FrozenScale::All(*scale),
+            Scale::Learned(scale) => FrozenScale::All(scale.value().data()[0]),
+            Scale::Channel(scale) => FrozenScale::Channel(scale.value()),
+        };
+        let linears = [(&self.down, &self.down_bias), (&self.up, &self.up_bias)];
+        let [down, up] =
+            linears.map(|(weight, bias)| (frozen(&weight.value()), FrozenWeight::vector(bias.value().to_vec())));
+        Some(Box::new(FrozenBottleneck { down, up, scale, activation: self.activation, placement: self.placement }))
     }
 }

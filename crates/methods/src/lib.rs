@@ -14,6 +14,7 @@ mod bias;
 mod bitfit;
 mod bottleneck;
 mod bottleneck_config;
+mod bottleneck_frozen;
 mod bottleneck_method;
 mod build;
 mod checkpoint;

@@ -9,7 +9,7 @@ use crate::shelf::Shelf;
 use crate::site::SiteId;
 use crate::site_map::SiteMap;
 use crate::tuner::{AttentionTuner, Base, HiddenTuner, InputTuner, Stored, Trainable, WeightTuner};
-use crate::{FrozenTuner, Precision, Workspace};
+use crate::{FrozenTuner, FrozenWeight, Matrix, Precision, Workspace};
 
 /// The tuners of one adapter, by site. Without any it is the base model.
 #[derive(Default)]
@@ -61,7 +61,7 @@ impl Adapter {
         self.shifted_groups
     }
 
-    /// Makes the tuners of linears into what they come to once training has ended: small, quick where a batch mixes many
+    /// Makes the tuners of linears and of hidden states into what they come to once training has ended: small, quick where a batch mixes many
     /// adapters, and each row's result independent of the other rows. `base` gives the frozen weight of the linear at a
     /// site, and `None` for other sites. Nothing can be trained or saved afterwards.
     pub fn freeze<'b>(&mut self, workspace: &Workspace, base: impl Fn(SiteId) -> Option<Base<'b>>) {
@@ -75,12 +75,19 @@ impl Adapter {
                 *tuner = Box::new(frozen);
             }
         }
+        for tuner in self.hidden.values_mut() {
+            let mut frozen = |weight: &Matrix| FrozenWeight::on(&mut shelf, weight, workspace.kernels().precision());
+            if let Some(frozen) = tuner.freeze(&mut frozen) {
+                *tuner = frozen;
+            }
+        }
     }
 
     /// Bytes of its tensors in memory; tensors that several tuners share count once.
     pub fn bytes(&self) -> usize {
-        let frozen = self.weights.values().filter_map(|tuner| tuner.frozen()).map(FrozenTuner::bytes);
-        frozen.sum::<usize>() + self.trainable_values() * size_of::<f32>()
+        let linears = self.weights.values().filter_map(|tuner| tuner.frozen()).map(FrozenTuner::bytes);
+        let hidden = self.hidden.values().map(|tuner| tuner.frozen_bytes());
+        linears.chain(hidden).sum::<usize>() + self.trainable_values() * size_of::<f32>()
     }
 
     /// The tuner at a weight site.

@@ -179,11 +179,37 @@ impl<'a> Forward<'a> {
     /// A hidden site of a pre-norm block: the residual stream after a sub-layer, from the stream before it and what the
     /// sub-layer computed, all `[tokens, hidden]`.
     pub fn hidden(&mut self, site: SiteId, residual: &Var, output: Var) -> Var {
-        if self.has_hidden(site) {
-            self.hidden_groups(site, residual, output, None)
-        } else {
+        if !self.has_hidden(site) {
             self.tape.add(residual, output)
+        } else if self.tape.is_inferring() {
+            self.infer_hidden(site, residual, output)
+        } else {
+            self.hidden_groups(site, residual, output, None)
         }
+    }
+
+    /// The same outside of training: only rows that have a tuner are taken apart.
+    fn infer_hidden(&mut self, site: SiteId, residual: &Var, output: Var) -> Var {
+        let mut tuned = Vec::new();
+        for group in &self.groups {
+            if let Some(tuner) = group.adapter.and_then(|adapter| adapter.hidden(site)) {
+                let rows = self.segments.rows(&group.sequences);
+                let virtual_rows = self.virtual_rows_of(group);
+                let sub_layer = SubLayer {
+                    residual: self.tape.slice_rows(residual, rows.clone()),
+                    output: self.tape.slice_rows(&output, rows.clone()),
+                    norm: None,
+                    virtual_rows: &virtual_rows,
+                };
+                tuned.push((rows, tuner.forward(self.tape, sub_layer)));
+            }
+        }
+        let mut stream = self.tape.add(residual, output).into_matrix(self.tape.workspace());
+        let cols = stream.cols();
+        for (rows, own) in tuned {
+            stream.data_mut()[rows.start * cols..rows.end * cols].copy_from_slice(own.value().data());
+        }
+        self.tape.constant(stream)
     }
 
     /// A hidden site of a post-norm block: the same, normed.

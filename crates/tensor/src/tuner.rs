@@ -183,6 +183,17 @@ impl SubLayer<'_> {
 pub trait HiddenTuner: Trainable {
     /// The residual stream after a sub-layer, `[tokens, hidden]`: what takes the place of [`SubLayer::stream`].
     fn forward(&self, tape: &mut Tape, sub_layer: SubLayer<'_>) -> Var;
+
+    /// What it comes to once training has ended: the same result, sooner. `frozen` makes weights `[out, in]` what products
+    /// take. `None`, the default, leaves the tuner as it is.
+    fn freeze(&self, _frozen: &mut dyn FnMut(&Matrix) -> FrozenWeight) -> Option<Box<dyn HiddenTuner>> {
+        None
+    }
+
+    /// Bytes of what it keeps beside parameters.
+    fn frozen_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Gives attention more keys and values, visible to every query of a sequence.

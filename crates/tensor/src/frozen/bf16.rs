@@ -13,7 +13,7 @@ use crate::kernels::bf16::{
     prefetch_tiles, transpose,
 };
 use crate::kernels::{View, ViewMut};
-use crate::shelf::Shelved;
+use crate::shelf::{Shelf, Shelved};
 use crate::{Matrix, Precision, Workspace};
 
 /// A weight `[out, in]`: strips of 16 output features, an even number of them, each as tiles along the input features.
@@ -26,6 +26,10 @@ pub(super) struct Bf16<Tiles = Shelved<Tile>> {
 impl Bf16 {
     pub(super) fn pack(weight: &Matrix) -> Self {
         Self::packed(weight, Shelved::weight)
+    }
+
+    pub(super) fn pack_on(shelf: &mut Shelf, weight: &Matrix) -> Self {
+        Self::packed(weight, |tiles| shelf.take(tiles))
     }
 }
 

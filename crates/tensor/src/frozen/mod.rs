@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::kernels::bf16::{Columns, LowRank, LowRankFactors, Product, RowResults, Vocabulary, cross_entropy};
 use crate::kernels::blocks::{ScaledBlock, keep_blocks};
 use crate::kernels::{Factors, Parallelism, View, ViewMut};
+use crate::shelf::Shelf;
 use crate::workspace::Workspace;
 use crate::{FourBitWeight, GgmlWeight, Matrix, Precision};
 
@@ -74,6 +75,14 @@ impl FrozenWeight {
     /// A weight `[out, in]` rounded to bf16 for as long as one pass needs it, in a buffer of the workspace.
     pub(crate) fn for_a_pass(workspace: &Workspace, weight: &Matrix) -> Self {
         Self { storage: Arc::new(bf16::Bf16::pack_in(workspace, weight)) }
+    }
+
+    /// A copy of a weight as `precision` wants it, on a shelf where it is in bf16.
+    pub(crate) fn on(shelf: &mut Shelf, weight: &Matrix, precision: Precision) -> Self {
+        match precision {
+            Precision::Float32 => Self::float32(Matrix::from_vec(weight.rows(), weight.cols(), weight.to_vec())),
+            Precision::Bf16 => Self { storage: Arc::new(bf16::Bf16::pack_on(shelf, weight)) },
+        }
     }
 
     /// A weight as `precision` wants it: float32, or rounded to bf16.

@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
+use crate::kernels::LINE;
 
 /// Whether the processor and the operating system offer AMX with bf16. Asks the system for it the first time.
-pub(crate) fn is_supported() -> bool {
+pub(super) fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| has_instructions() && super::avx512::is_supported() && is_permitted())
 }
@@ -56,18 +57,23 @@ fn is_permitted() -> bool {
 #[repr(C, align(64))]
 struct TileConfiguration([u8; 64]);
 
-/// Eight tiles of 16 rows of 64 bytes.
-static CONFIGURATION: TileConfiguration = TileConfiguration({
-    let mut bytes = [0; 64];
-    bytes[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        bytes[16 + 2 * tile] = 64;
-        bytes[48 + tile] = 16;
-        tile += 1;
+impl TileConfiguration {
+    /// Tiles 0 and so on, each of some rows of some bytes.
+    const fn of<const TILES: usize>(shapes: [(usize, usize); TILES]) -> Self {
+        let mut bytes = [0; 64];
+        bytes[0] = 1;
+        let mut tile = 0;
+        while tile < TILES {
+            assert!(shapes[tile].0 <= LANES && shapes[tile].1 <= LINE, "tiles have at most 16 rows of 64 bytes");
+            bytes[16 + 2 * tile] = shapes[tile].1 as u8;
+            bytes[48 + tile] = shapes[tile].0 as u8;
+            tile += 1;
+        }
+        Self(bytes)
     }
-    bytes
-});
+}
+
+static CONFIGURATION: TileConfiguration = TileConfiguration::of([(LANES, LINE); 8]);
 
 /// The calling thread's tile unit, configured while this or another of the thread lives.
 pub(crate) struct TileUnit(PhantomData<*const ()>);
@@ -75,17 +81,15 @@ pub(crate) struct TileUnit(PhantomData<*const ()>);
 thread_local! {
     /// How many of the thread live.
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Whether a [`TileUnit`] of the calling thread lives, whose tiles nobody else may shape.
-pub(crate) fn is_configured() -> bool {
-    CONFIGURED.get() > 0
+    /// Whether a [`ShapedTiles`] of the thread lives.
+    static SHAPED: Cell<bool> = const { Cell::new(false) };
 }
 
 impl TileUnit {
     #[allow(unsafe_code)]
     pub(crate) fn configure() -> Self {
         assert!(is_supported(), "the processor has no AMX");
+        assert!(!SHAPED.get(), "the thread's tiles have other shapes");
         if CONFIGURED.replace(CONFIGURED.get() + 1) == 0 {
             // SAFETY: AMX is there and permitted; the configuration is valid.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };
@@ -95,13 +99,48 @@ impl TileUnit {
 }
 
 impl Drop for TileUnit {
-    #[allow(unsafe_code)]
     fn drop(&mut self) {
         if CONFIGURED.replace(CONFIGURED.get() - 1) == 1 {
-            // SAFETY: AMX is there; nobody expects the tiles to keep anything.
-            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+            release();
         }
     }
+}
+
+/// The calling thread's tile unit with tiles of other shapes, while this lives: nothing else of the thread uses it meanwhile.
+pub(crate) struct ShapedTiles(PhantomData<*const ()>);
+
+impl ShapedTiles {
+    /// Tiles 0 to 7, each of some rows (at most 16) of some bytes (at most 64); of neither, where a tile is not used.
+    #[allow(unsafe_code)]
+    pub(crate) fn configure(shapes: [(usize, usize); 8]) -> Self {
+        assert!(is_supported(), "the processor has no AMX");
+        assert!(CONFIGURED.get() == 0 && !SHAPED.replace(true), "no other work of the thread uses the tiles meanwhile");
+        let configuration = TileConfiguration::of(shapes);
+        // SAFETY: AMX is there and permitted; the configuration is valid.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for ShapedTiles {
+    fn drop(&mut self) {
+        SHAPED.set(false);
+        release();
+    }
+}
+
+#[allow(unsafe_code)]
+fn release() {
+    // SAFETY: AMX is there; nobody expects the tiles to keep anything.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// A tile's floats on their way: 16 rows of 16.
+#[repr(C, align(64))]
+pub(crate) struct Square(pub(crate) [f32; LANES * LANES]);
+
+impl Square {
+    pub(crate) const ZERO: Self = Self([0.0; LANES * LANES]);
 }
 
 const TILE: usize = size_of::<Tile>();

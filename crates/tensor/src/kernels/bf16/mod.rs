@@ -7,7 +7,7 @@
 //! threads.
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -39,7 +39,7 @@ mod weight_gradient;
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::TileUnit;
+pub(crate) use amx::{ShapedTiles, Square, TileUnit};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512_pack::{Vectors, convert, interleaving, mask, store, transposed};
 pub(crate) use cross_entropy::{RowResults, Vocabulary, cross_entropy};

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::amx;
+use super::amx::{ShapedTiles, Square};
 use super::avx512_pack::{mask, store};
 use super::operand::corner;
 use super::pack::{Order, pack, pack_strip};
@@ -232,32 +232,14 @@ impl Ahead<'_> {
 struct Unit {
     /// Rows, and ranks of a part.
     shape: (usize, usize),
+    _tiles: ShapedTiles,
 }
 
-#[repr(C, align(64))]
-struct Configuration([u8; 64]);
-
-/// Sums of the middle: 16 rows of 16 floats.
-#[repr(C, align(64))]
-struct Square([f32; LANES * LANES]);
-
 impl Unit {
-    #[allow(unsafe_code)]
     fn configure(rows: usize, width: usize) -> Self {
-        assert!((1..=LANES).contains(&rows) && (1..=LANES).contains(&width), "tiles have at most 16 rows");
-        assert!(amx::is_supported() && !amx::is_configured(), "no other work of the thread uses the tiles meanwhile");
-        let (middle, a) = ((rows, 4 * width), (LANES, 4 * width));
-        let pairs = width.div_ceil(2);
+        let (middle, a, pairs) = ((rows, 4 * width), (LANES, 4 * width), width.div_ceil(2));
         let shapes = [middle, middle, (rows, LINE), a, a, (rows, LINE), (rows, 4 * pairs), (pairs, LINE)];
-        let mut configuration = Configuration([0; 64]);
-        configuration.0[0] = 1;
-        for (tile, (rows, bytes)) in shapes.into_iter().enumerate() {
-            configuration.0[16 + 2 * tile] = bytes as u8;
-            configuration.0[48 + tile] = rows as u8;
-        }
-        // SAFETY: AMX is there and permitted; the configuration is valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
-        Self { shape: (rows, width) }
+        Self { shape: (rows, width), _tiles: ShapedTiles::configure(shapes) }
     }
 
     /// A part of the middle, `(x·A) ⊙ scales`, packed, for the rows of `x` from `first` on: `a` are as many tiles of `width`
@@ -294,7 +276,7 @@ impl Unit {
                 }
             }
         }
-        let mut sums = [const { Square([0.0; LANES * LANES]) }; 2];
+        let mut sums = [const { Square::ZERO }; 2];
         let [first, second] = &mut sums;
         // SAFETY: the tiles are configured; rows of a sum lie in a square, a line apart. AMX comes with AVX-512.
         unsafe {
@@ -350,12 +332,4 @@ fn pack_middle(sums: &[Square; 2], rows: usize, scales: &[u32], middle: &mut Til
         *packed = super::avx512_pack::convert(values, _mm512_setzero_ps());
     }
     store(packed, middle);
-}
-
-impl Drop for Unit {
-    #[allow(unsafe_code)]
-    fn drop(&mut self) {
-        // SAFETY: AMX is there; nobody expects the tiles to keep anything.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
 }

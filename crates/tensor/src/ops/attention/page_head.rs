@@ -1,7 +1,5 @@
 //! One head of keys and values in pieces, and the query heads that share it: scores, softmax, and weighted sums.
 
-use super::Attention;
-use super::Bias;
 #[cfg(target_arch = "x86_64")]
 use super::page_rows::{KeyValuePairs, PageRows};
 #[cfg(target_arch = "x86_64")]
@@ -9,6 +7,7 @@ use super::page_tiles::{HeadRows, PageTiles};
 use super::page_vectors::{Scores, Weighted};
 use super::pages::{Fetching, Part};
 use super::scores::{exponentials, largest};
+use super::{Attention, Bias};
 use crate::Workspace;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::bf16::Unit;

@@ -5,7 +5,8 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::page_rows::KeyValuePairs;
-use crate::kernels::bf16::{DEPTH, LANES, Tile, amx, to_bf16};
+use crate::kernels::LINE;
+use crate::kernels::bf16::{DEPTH, LANES, ShapedTiles, Square, Tile, to_bf16};
 use crate::kernels::stored::{CHUNK, store_pairs};
 
 /// An instruction with tile `$number` of the outputs between `$before` and `$after`.
@@ -38,16 +39,8 @@ pub(super) struct PageTiles {
     weights: Vec<Tile>,
     /// Rows that do not fill a tile, followed by zeros.
     padded: Vec<Tile>,
+    _tiles: ShapedTiles,
 }
-
-#[repr(C, align(64))]
-struct Configuration([u8; 64]);
-
-/// 16 rows of 16 floats.
-#[repr(C, align(64))]
-struct Square([f32; LANES * LANES]);
-
-const LINE: usize = size_of::<Tile>() / LANES;
 
 /// One head of some rows of a page.
 pub(super) struct HeadRows<'a> {
@@ -60,21 +53,11 @@ pub(super) struct HeadRows<'a> {
 }
 
 impl PageTiles {
-    #[allow(unsafe_code)]
     pub(super) fn configure(members: usize) -> Self {
-        assert!((1..=LANES).contains(&members), "there is a tile for so many heads");
-        assert!(amx::is_supported() && !amx::is_configured(), "no other work of the thread uses the tiles meanwhile");
         let (output, pairs) = ((members, LINE), (LANES, 4 * members));
         let shapes = [output, output, output, output, output, (LANES, LINE), pairs, pairs];
-        let mut configuration = Configuration([0; 64]);
-        configuration.0[0] = 1;
-        for (tile, (rows, bytes)) in shapes.into_iter().enumerate() {
-            configuration.0[16 + 2 * tile] = bytes as u8;
-            configuration.0[48 + tile] = rows as u8;
-        }
-        // SAFETY: AMX is there and permitted; the configuration is valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
-        Self { members, query: Vec::new(), weights: Vec::new(), padded: Vec::new() }
+        let _tiles = ShapedTiles::configure(shapes);
+        Self { members, query: Vec::new(), weights: Vec::new(), padded: Vec::new(), _tiles }
     }
 
     pub(super) fn members(&self) -> usize {
@@ -110,7 +93,7 @@ impl PageTiles {
         let HeadRows { page, size, head, ref range } = *rows;
         let (width, start, first, count) = (page.width, head * size, range.start, range.len());
         assert!(self.query.len() * CHUNK == size, "queries are as wide as keys");
-        let mut square = Square([0.0; LANES * LANES]);
+        let mut square = Square::ZERO;
         for done in (0..count).step_by(KEYS) {
             meanwhile(KEYS.min(count - done) * self.members);
             let keys = &page.keys[((first + done) * width + start) / 2..];
@@ -228,13 +211,5 @@ impl PageTiles {
             }
             words[count * LANES..].fill(0);
         }
-    }
-}
-
-impl Drop for PageTiles {
-    #[allow(unsafe_code)]
-    fn drop(&mut self) {
-        // SAFETY: AMX is there; nobody expects the tiles to keep anything.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }

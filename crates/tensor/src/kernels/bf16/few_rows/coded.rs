@@ -3,12 +3,13 @@
 
 use std::arch::x86_64::*;
 
+use super::super::amx::Square;
 use super::super::avx512_pack::{mask, transposed};
 use super::super::coded::CodedStrip;
 use super::super::coded_rows::CodedRows;
 use super::super::product::Output;
 use super::super::tile::{LANES, Tile};
-use super::unit::{Groups, Square};
+use super::unit::Groups;
 use crate::kernels::prefetch_beyond;
 
 /// Computes the strip number `number` of the result from `rows`, strips of `depth` tiles in pairs order.

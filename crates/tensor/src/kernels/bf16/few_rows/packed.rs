@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::super::amx::Square;
 use super::super::operand::Panel;
 use super::super::product::Output;
 use super::super::tile::{LANES, Tile};
-use super::unit::{Groups, Square};
+use super::unit::Groups;
 use crate::kernels::prefetch_for_later;
 
 /// How far ahead of what is used memory is fetched, to the second-level cache: more is on its way there at one time than

@@ -2,8 +2,9 @@
 
 use std::arch::asm;
 
-use super::super::amx;
+use super::super::amx::ShapedTiles;
 use super::{LANES, Tile};
+use crate::kernels::LINE;
 
 /// Strips of rows, at the most: each has a tile of its own and one of the result, and there are eight.
 pub(super) const MOST_GROUPS: usize = 3;
@@ -13,13 +14,8 @@ pub(super) const MOST_GROUPS: usize = 3;
 /// Results are tiles 0 to 2, the rows' tiles 4 to 6, and tile 7 is the weight's.
 pub(super) struct Groups {
     rows: usize,
+    _tiles: ShapedTiles,
 }
-
-/// Bytes of a row of a tile that is full.
-pub(super) const LINE: usize = 64;
-
-#[repr(C, align(64))]
-struct Configuration([u8; 64]);
 
 impl Groups {
     /// Rows that are left factors: results are rows of 16 columns.
@@ -33,26 +29,14 @@ impl Groups {
     }
 
     /// `shapes` gives the rows and bytes a row of the tile of a result and of one of the rows.
-    #[allow(unsafe_code)]
     fn configure(rows: usize, shapes: impl Fn(usize) -> [(usize, usize); 2]) -> Self {
-        assert!((1..=MOST_GROUPS * LANES).contains(&rows) && amx::is_supported(), "there is a unit for so few rows");
-        assert!(!amx::is_configured(), "no other work of the thread uses the tiles meanwhile");
-        let mut configuration = Configuration([0; 64]);
-        configuration.0[0] = 1;
-        let mut tile = |number: usize, (rows, bytes): (usize, usize)| {
-            configuration.0[16 + 2 * number] = bytes as u8;
-            configuration.0[48 + number] = rows as u8;
-        };
-        let groups = Self { rows };
-        for group in 0..groups.count() {
-            let [result, own] = shapes(groups.rows_of(group));
-            tile(group, result);
-            tile(4 + group, own);
+        assert!((1..=MOST_GROUPS * LANES).contains(&rows), "there is a unit for so few rows");
+        let mut all = [(0, 0); 8];
+        for group in 0..rows.div_ceil(LANES) {
+            [all[group], all[4 + group]] = shapes(LANES.min(rows - group * LANES));
         }
-        tile(7, (LANES, LINE));
-        // SAFETY: AMX is there and permitted; the configuration is valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
-        groups
+        all[7] = (LANES, LINE);
+        Self { rows, _tiles: ShapedTiles::configure(all) }
     }
 
     /// Strips of rows.
@@ -182,20 +166,4 @@ impl Groups {
             }
         }
     }
-}
-
-impl Drop for Groups {
-    #[allow(unsafe_code)]
-    fn drop(&mut self) {
-        // SAFETY: AMX is there; nobody expects the tiles to keep anything.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
-/// A result on its way: 16 rows of 16 floats.
-#[repr(C, align(64))]
-pub(super) struct Square(pub(super) [f32; LANES * LANES]);
-
-impl Square {
-    pub(super) const ZERO: Self = Self([0.0; LANES * LANES]);
 }
