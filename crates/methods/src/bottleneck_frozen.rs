@@ -61,3 +61,56 @@ impl HiddenTuner for FrozenBottleneck {
         weights.map(FrozenWeight::bytes).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tunesmith_tensor::{Precision, Seed, Workspace};
+
+    use super::*;
+    use crate::bottleneck::BottleneckTuner;
+    use crate::bottleneck_config::{BottleneckConfig, BottleneckInit, Scaling};
+
+    fn random(rows: usize, cols: usize, name: &str) -> Matrix {
+        let mut stream = Seed(3).stream(name, 0);
+        Matrix::from_vec(rows, cols, (0..rows * cols).map(|_| stream.normal()).collect())
+    }
+
+    #[test]
+    fn computes_what_the_trained_adapter_computes() {
+        let (hidden, size, rows) = (40, 6, 5);
+        let (x, h) = (random(rows, hidden, "x"), random(rows, hidden, "h"));
+        for scaling in [Scaling::Constant(1.0), Scaling::Constant(0.5), Scaling::Learned, Scaling::Channel] {
+            for (is_parallel, original_ln_before) in [(false, false), (false, true), (true, false)] {
+                let init_weights = BottleneckInit::Houlsby;
+                let config =
+                    BottleneckConfig { scaling, is_parallel, original_ln_before, init_weights, ..Default::default() };
+                let mut tuner = BottleneckTuner::new(&config, "adapter", hidden, size, Seed(1));
+                for parameter in tuner.parameters_mut() {
+                    let mut stream = Seed(2).stream(parameter.name(), 0);
+                    parameter.value_mut().data_mut().iter_mut().for_each(|value| *value += 0.3 * stream.normal());
+                }
+                for precision in [Precision::Float32, Precision::Bf16] {
+                    let workspace = Workspace::with_precision(precision);
+                    let mut pack = |weight: &Matrix| {
+                        let copy = Matrix::from_vec(weight.rows(), weight.cols(), weight.to_vec());
+                        FrozenWeight::in_precision(copy, precision)
+                    };
+                    let frozen = tuner.freeze(&mut pack).unwrap();
+                    assert!(frozen.parameters().is_empty() && frozen.frozen_bytes() > 0);
+                    let run = |tuner: &dyn HiddenTuner| {
+                        let mut tape = Tape::evaluating(&workspace);
+                        let (residual, output) = (tape.constant(x.clone()), tape.constant(h.clone()));
+                        let sub_layer = SubLayer { residual, output, norm: None, virtual_rows: &[] };
+                        tuner.forward(&mut tape, sub_layer).value().to_vec()
+                    };
+                    let (found, expected) = (run(frozen.as_ref()), run(&tuner));
+                    let plain: Vec<f32> = x.data().iter().zip(h.data()).map(|(x, h)| x + h).collect();
+                    assert_ne!(expected, plain, "the adapter does something");
+                    for (found, expected) in found.iter().zip(&expected) {
+                        assert!((found - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{precision:?} {config:?}");
+                    }
+                }
+            }
+        }
+    }
+}

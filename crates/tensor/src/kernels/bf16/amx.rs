@@ -321,3 +321,23 @@ impl Block for TileUnit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_tiles_of_one_kind_at_a_time() {
+        if !is_supported() {
+            return eprintln!("skipped: this processor has no AMX");
+        }
+        let refuses = |configure: fn()| std::panic::catch_unwind(configure).is_err();
+        let shaped = ShapedTiles::configure([(4, 32); 8]);
+        assert!(refuses(|| drop(TileUnit::configure())) && refuses(|| drop(ShapedTiles::configure([(1, 64); 8]))));
+        drop(shaped);
+        let unit = TileUnit::configure();
+        assert!(refuses(|| drop(ShapedTiles::configure([(1, 64); 8]))));
+        drop((TileUnit::configure(), unit));
+        drop(ShapedTiles::configure([(16, 64); 8]));
+    }
+}
