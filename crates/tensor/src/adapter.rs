@@ -61,9 +61,9 @@ impl Adapter {
         self.shifted_groups
     }
 
-    /// Makes the tuners of linears and of hidden states into what they come to once training has ended: small, quick where a batch mixes many
-    /// adapters, and each row's result independent of the other rows. `base` gives the frozen weight of the linear at a
-    /// site, and `None` for other sites. Nothing can be trained or saved afterwards.
+    /// Makes the tuners of linears and of hidden states into what they come to once training has ended: small, quick where
+    /// a batch mixes many adapters, and each row's result independent of the other rows. `base` gives the frozen weight of
+    /// the linear at a site, and `None` for other sites. Nothing can be trained or saved afterwards.
     pub fn freeze<'b>(&mut self, workspace: &Workspace, base: impl Fn(SiteId) -> Option<Base<'b>>) {
         let values = self.trainable_values();
         let floats = if workspace.kernels().precision() == Precision::Bf16 { values.div_ceil(2) } else { values };

@@ -44,9 +44,7 @@ impl FrozenTuner {
         let affine = tuner.affine(&mut tape, base, &none);
         if !affine.base {
             let Tuned { weight, bias } = tuner.tuned(&mut tape, base);
-            let weight = weight.value();
-            let copy = Matrix::from_vec(rows, cols, weight.to_vec());
-            let whole = Some(FrozenWeight::in_precision(copy, precision));
+            let whole = Some(FrozenWeight::on(shelf, weight.value(), precision));
             return Some(Self { whole, update: None, scale: None, bias: bias.as_ref().map(row) });
         }
         if affine.input.is_some() || affine.plus.is_some() {

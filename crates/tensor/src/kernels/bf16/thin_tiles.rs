@@ -103,6 +103,11 @@ impl ThinTiles {
         self.start_of_a() + self.parts * self.depth() * LANES * self.width
     }
 
+    fn part_of_a(&self, part: usize) -> &[u32] {
+        let words = self.depth() * LANES * self.width;
+        &self.words[self.start_of_a() + part * words..][..words]
+    }
+
     /// Words of a part of `B` for one strip.
     fn words_in_b(&self) -> usize {
         self.width.div_ceil(2) * LANES
@@ -154,11 +159,10 @@ impl<'a> ThinAdder<'a> {
         assert!(first + rows.len() <= LANES && y.len() == rows.len() * update.output, "rows belong to one strip");
         assert!(self.x.cols == update.input, "rows are as wide as the update");
         let shape = (rows.len(), update.width);
-        if self.unit.as_ref().is_none_or(|unit| unit.shape != shape) {
+        if self.unit.as_ref().is_some_and(|unit| unit.shape != shape) {
             self.unit = None;
-            self.unit = Some(Unit::configure(rows.len(), update.width));
         }
-        let Some(unit) = &self.unit else { return };
+        let unit = self.unit.get_or_insert_with(|| Unit::configure(rows.len(), update.width));
         ROOM.with_borrow_mut(|Room { x, middle }| {
             if self.packed != Some(strip) {
                 x.resize(x.len().max(update.depth()), Tile::ZERO);
@@ -188,13 +192,6 @@ impl<'a> ThinAdder<'a> {
                 rows().for_each(|(own, to)| y[to][..cols].copy_from_slice(&square[own]));
             }
         });
-    }
-}
-
-impl ThinTiles {
-    fn part_of_a(&self, part: usize) -> &[u32] {
-        let words = self.depth() * LANES * self.width;
-        &self.words[self.start_of_a() + part * words..][..words]
     }
 }
 

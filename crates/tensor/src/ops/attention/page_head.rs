@@ -1,7 +1,6 @@
 //! One head of keys and values in pieces, and the query heads that share it: scores, softmax, and weighted sums.
 
-#[cfg(target_arch = "x86_64")]
-use super::page_rows::{KeyValuePairs, PageRows};
+use super::page_rows::PageRows;
 #[cfg(target_arch = "x86_64")]
 use super::page_tiles::{HeadRows, PageTiles};
 use super::page_vectors::{Scores, Weighted};
@@ -54,7 +53,9 @@ impl Attending {
         }
         let (kv_head, size) = (first_head / options.group(), options.head_dim);
         let scores = &mut scores[..query.len() / size * columns];
-        self.take_query(query, size);
+        if parts.iter().any(|part| matches!(part.rows, PageRows::Bf16(_))) {
+            self.take_query(query, size);
+        }
         let mut column = 0;
         for part in parts {
             self.scores(Scores { options, part, kv_head, query, scores, columns, column }, next);
@@ -89,9 +90,9 @@ impl Attending {
 
     fn take_query(&mut self, query: &[f32], size: usize) {
         #[cfg(target_arch = "x86_64")]
-        if self.has_tiles && KeyValuePairs::suit(size) {
+        if self.has_tiles {
             let members = query.len() / size;
-            if self.tiles.as_ref().is_none_or(|tiles| tiles.members() != members) {
+            if self.tiles.as_ref().is_some_and(|tiles| tiles.members() != members) {
                 self.tiles = None;
             }
             self.tiles.get_or_insert_with(|| PageTiles::configure(members)).take_query(query);

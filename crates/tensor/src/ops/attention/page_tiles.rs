@@ -98,15 +98,15 @@ impl PageTiles {
             meanwhile(KEYS.min(count - done) * self.members);
             let keys = &page.keys[((first + done) * width + start) / 2..];
             let left = KEYS.min(count - done);
-            let (mut keys, mut row, mut chunk) = (keys.as_ptr(), 2 * width, LINE);
+            let (mut from, mut row, mut chunk) = (keys.as_ptr(), 2 * width, LINE);
             if left == KEYS {
                 assert!(
                     (first + done + KEYS - 1) * width + start + size <= 2 * page.keys.len(),
                     "keys lie in the page"
                 );
             } else {
-                self.pad(&page.keys[((first + done) * width + start) / 2..], left, width / 2, size / 2);
-                (keys, row, chunk) = (self.padded.as_ptr().cast(), LINE, size_of::<Tile>());
+                self.pad(keys, left, width / 2, size / 2);
+                (from, row, chunk) = (self.padded.as_ptr().cast(), LINE, size_of::<Tile>());
             }
             // SAFETY: the tiles are configured; keys and queries lie where they are read, scores fit the square.
             unsafe {
@@ -116,7 +116,7 @@ impl PageTiles {
                         "tileloadd tmm5, [{k} + {r}*1]",
                         "tileloadd tmm6, [{q} + {s}*1]",
                         "tdpbf16ps tmm7, tmm5, tmm6",
-                        k = in(reg) keys.byte_add(number * chunk), r = in(reg) row, q = in(reg) query, s = in(reg) LINE,
+                        k = in(reg) from.byte_add(number * chunk), r = in(reg) row, q = in(reg) query, s = in(reg) LINE,
                         options(nostack, readonly),
                     );
                 }
@@ -155,12 +155,12 @@ impl PageTiles {
             let left = (DEPTH / 2).min(pairs.end - from);
             meanwhile(2 * left * self.members);
             let values = &page.values[from * width + start..];
-            let (mut values, mut row, mut next) = (values.as_ptr(), 4 * width, LINE);
+            let (mut first, mut row, mut next) = (values.as_ptr(), 4 * width, LINE);
             if left == DEPTH / 2 {
                 assert!((from + left - 1) * width + start + size <= page.values.len(), "values lie in the page");
             } else {
-                self.pad(&page.values[from * width + start..], left, width, size);
-                (values, row, next) = (self.padded.as_ptr().cast(), LINE, size_of::<Tile>());
+                self.pad(values, left, width, size);
+                (first, row, next) = (self.padded.as_ptr().cast(), LINE, size_of::<Tile>());
             }
             let weights = &self.weights[tile];
             for features in (0..size / LANES).step_by(OUTPUTS) {
@@ -171,7 +171,7 @@ impl PageTiles {
                     let (out, stride) = (output.as_mut_ptr().add(features * LANES), 4 * size);
                     asm!("tileloadd tmm4, [{w} + {s}*1]", w = in(reg) weights, s = in(reg) LINE, options(nostack, readonly));
                     for number in 0..count {
-                        let values = values.byte_add((features + number) * next);
+                        let values = first.byte_add((features + number) * next);
                         let out = out.add(number * LANES);
                         output!(number, "tileloadd ", ", [{o} + {s}*1]", o = in(reg) out, s = in(reg) stride, options(nostack, readonly));
                         asm!("tileloadd tmm5, [{v} + {r}*1]", v = in(reg) values, r = in(reg) row, options(nostack, readonly));

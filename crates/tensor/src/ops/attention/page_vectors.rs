@@ -198,10 +198,8 @@ impl Pairs<'_> {
         for number in 0..CHUNK / S::F32_LANES {
             let mut sums = [[simd.splat_f32s(0.0); 2]; HEADS];
             for pair in start / 2..end.div_ceil(2) {
-                let (words, _) = S::as_simd_u32s(&rows.values[pair * rows.width + column..][..CHUNK]);
-                let word = words[number];
-                let even = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(word, simd.splat_u32s(16)));
-                let odd = simd.transmute_f32s_u32s(simd.and_u32s(word, simd.splat_u32s(0xffff_0000)));
+                let words = &rows.values[pair * rows.width + column..][..CHUNK];
+                let [even, odd] = u32::vectors(simd, words, number);
                 for (head, sums) in sums.iter_mut().enumerate() {
                     let weights = &weights[head * stride..];
                     if 2 * pair >= start {
