@@ -1,27 +1,34 @@
-//! Speed of matrix products with frozen weights on the shapes of SmolLM2-135M, forward and back to the input, packing of
-//! activations included.
+//! Speed of matrix products with frozen weights on the shapes of SmolLM2-135M, and of Llama-7B in 4 bits, forward and back
+//! to the input, packing of activations included.
 //!
-//! `cargo bench -p tunesmith-tensor --bench products [-- ROWS...]`. For each number of rows (default 1024, 256, 16 and 1)
-//! and each weight: GFLOP/s in bf16 (in float32 on processors without a bf16 unit), and the share of the tile unit's
+//! `cargo bench -p tunesmith-tensor --bench products [-- ROWS... NAMES...]`. For each number of rows (default 1024, 256, 16
+//! and 1) and each weight (whose name holds one of `NAMES`, if there are any): GFLOP/s in bf16 (in float32 on processors without a bf16 unit), and the share of the tile unit's
 //! peak, which is measured in the same run by dot products of tiles that never leave their registers.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::time::Instant;
 
-use tunesmith_tensor::{FrozenWeight, Matrix, Precision, Seed, Workspace, tile_unit_peak};
+use tunesmith_tensor::{
+    FourBitOptions, FourBitType, FourBitWeight, FrozenWeight, Matrix, Precision, Seed, Workspace, tile_unit_peak,
+};
 
-/// `(name, out, in)`.
-const WEIGHTS: [(&str, usize, usize); 5] = [
-    ("q_proj, o_proj", 576, 576),
-    ("k_proj, v_proj", 192, 576),
-    ("gate_proj, up_proj", 1536, 576),
-    ("down_proj", 576, 1536),
-    ("lm_head", 49_152, 576),
+/// `(name, out, in, in 4 bits)`.
+const WEIGHTS: [(&str, usize, usize, bool); 8] = [
+    ("q_proj, o_proj", 576, 576, false),
+    ("k_proj, v_proj", 192, 576, false),
+    ("gate_proj, up_proj", 1536, 576, false),
+    ("down_proj", 576, 1536, false),
+    ("lm_head", 49_152, 576, false),
+    ("7B q_proj", 4096, 4096, false),
+    ("7B q_proj, NF4", 4096, 4096, true),
+    ("7B down_proj, NF4", 4096, 11_008, true),
 ];
 
 fn main() {
-    let rows: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let (rows, names): (Vec<_>, Vec<_>) = arguments.into_iter().partition(|argument| argument.parse::<usize>().is_ok());
+    let rows: Vec<usize> = rows.iter().filter_map(|argument| argument.parse().ok()).collect();
     let rows = if rows.is_empty() { vec![1024, 256, 16, 1] } else { rows };
     let threads = rayon::current_num_threads();
     let precision = Precision::detect();
@@ -33,8 +40,12 @@ fn main() {
     }
     println!("{:>5}  {:<20} {:>12} {:>10} {:>7}", "rows", "weight", "direction", "GFLOP/s", "peak");
     for rows in rows {
-        for (name, out, input) in WEIGHTS {
-            let weight = FrozenWeight::in_precision(random(out, input, 0), precision);
+        for (name, out, input, four_bit) in WEIGHTS {
+            if !names.is_empty() && !names.iter().any(|part| name.contains(part.as_str())) {
+                continue;
+            }
+            let values = random(out, input, 0);
+            let weight = if four_bit { nf4(&values) } else { FrozenWeight::in_precision(values, precision) };
             let (x, dy) = (random(rows, input, 1), random(rows, out, 2));
             let operations = 2.0 * (rows * out * input) as f64;
             let report = |direction: &str, seconds: f64| {
@@ -46,6 +57,12 @@ fn main() {
             report("back", median(&workspace, || drop(weight.product_gradient(&workspace, &dy))));
         }
     }
+}
+
+fn nf4(values: &Matrix) -> FrozenWeight {
+    let options = FourBitOptions { quant_type: FourBitType::Nf4, double_quant: true };
+    let weight = FourBitWeight::quantize(values.data(), values.shape(), options).expect("numbers can be quantised");
+    weight.into()
 }
 
 fn random(rows: usize, cols: usize, index: u64) -> Matrix {

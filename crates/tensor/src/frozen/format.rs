@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::Storage;
 use crate::kernels::bf16::coded::{self, CodedStrip};
-use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack, transpose};
+use crate::kernels::bf16::{Columns, DEPTH, LANES, Order, Panel, Product, Tile, corner, pack, turn};
 use crate::kernels::{Parallelism, View, ViewMut};
 use crate::{FourBitWeight, Matrix, Precision, Workspace};
 
@@ -166,22 +166,22 @@ fn turn_coded(weight: &impl WeightFormat, strips: Range<usize>, depth: Range<usi
     let rows = weight.shape().0.div_ceil(LANES);
     let inputs = strips.start / 2..strips.end.div_ceil(2);
     let mut tiles = [[Tile::ZERO; AT_ONCE / 2]; 2];
-    let mut past_the_end = Tile::ZERO;
     for (at, outputs) in depth.clone().enumerate() {
         for (half, tiles) in tiles.iter_mut().enumerate() {
             let tiles = &mut tiles[..inputs.len()];
             let strip = 2 * outputs + half;
             if strip >= rows {
                 tiles.fill(Tile::ZERO);
-            } else if !unpack_coded(weight, strip, inputs.clone(), tiles) {
-                return false;
+                continue;
+            }
+            match weight.coded(strip).filter(|_| coded::is_supported()) {
+                Some(strip) => coded::unpack_rows(strip, inputs.clone(), tiles),
+                None => return false,
             }
         }
-        let pairs = tiles[0].iter().zip(&tiles[1]).take(inputs.len());
-        for (pair, (first, second)) in pairs.enumerate() {
-            let (low, high) = scratch[2 * pair * depth.len()..].split_at_mut(depth.len());
-            let high = if 2 * pair + 1 < strips.len() { &mut high[at] } else { &mut past_the_end };
-            transpose(first, second, [&mut low[at], high]);
+        for (place, tile) in scratch.chunks_exact_mut(depth.len()).take(strips.len()).enumerate() {
+            let (first, second) = (&tiles[0][place / 2], &tiles[1][place / 2]);
+            turn(first, second, place % 2 * LANES, Order::Pairs, &mut tile[at]);
         }
     }
     true

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use crate::kernels::bf16::feed_forward::{Gating, Kept, Made, Parts, backward, forward};
-use crate::kernels::bf16::{TokenTiles, Tokens};
+use crate::kernels::bf16::{TokenTiles, Tokens, is_long};
 use crate::kernels::{View, ViewMut, vectorised};
 use crate::ops::activation::{Function, Rough, with_function};
 use crate::ops::updated_linear::{Linear, UpdatedLinear};
@@ -32,6 +32,7 @@ impl Tape {
         self.workspace().kernels().precision() == Precision::Bf16
             && rows >= WORTH_IT
             && hidden.is_multiple_of(TILE)
+            && !weights.iter().any(|weight| is_long(weight.rows().min(weight.cols())))
             && weights.iter().all(in_bf16)
     }
 

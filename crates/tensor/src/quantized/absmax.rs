@@ -52,6 +52,21 @@ impl Absmax {
         }
     }
 
+    /// Writes the scales of the values number `first`, `first + stride` and so on of a weight in blocks of `block_size`
+    /// values, a power of two like that of nested blocks.
+    #[inline(always)]
+    pub(crate) fn of_values(&self, first: usize, stride: usize, block_size: usize, scales: &mut [f32]) {
+        let shift = block_size.trailing_zeros();
+        let scales = scales.iter_mut().enumerate().map(|(place, scale)| ((first + place * stride) >> shift, scale));
+        match self {
+            Self::Float(values) => scales.for_each(|(block, scale)| *scale = values[block]),
+            Self::Nested(nested) => {
+                let nested_shift = nested.block_size.trailing_zeros();
+                scales.for_each(|(block, scale)| *scale = nested.scale(block, block >> nested_shift));
+            }
+        }
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -85,7 +100,13 @@ impl NestedAbsmax {
 
     #[inline(always)]
     fn of_block(&self, block: usize) -> f32 {
-        self.quant_map[usize::from(self.codes[block])] * self.absmax[block / self.block_size] + self.offset
+        self.scale(block, block / self.block_size)
+    }
+
+    /// The scale of `block`, which belongs to the nested block `nested`.
+    #[inline(always)]
+    fn scale(&self, block: usize, nested: usize) -> f32 {
+        self.quant_map[usize::from(self.codes[block])] * self.absmax[nested] + self.offset
     }
 }
 

@@ -208,18 +208,18 @@ pub(crate) fn transposed(rows: Vectors) -> Vectors {
     out
 }
 
-/// See `TokenTiles::turn`: `first` and `second` are 16 tokens each, of which 16 features from `half` on are taken.
+/// See [`super::pack::turn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 #[allow(unsafe_code)]
-pub(super) unsafe fn turn_tokens(first: &Tile, second: &Tile, half: usize, order: Order, tile: &mut Tile) {
+pub(super) unsafe fn turn(first: &Tile, second: &Tile, half: usize, order: Order, tile: &mut Tile) {
     let interleaving = interleaving();
     let mut pairs = [_mm512_setzero_si512(); 16];
     for (pair, vector) in pairs.iter_mut().enumerate() {
         let source = if pair < LANES / 2 { first } else { second };
-        let token = 2 * pair % LANES;
+        let place = 2 * pair % LANES;
         // SAFETY: a row of a tile is two halves of 32 bytes.
-        let row = |token: usize| unsafe { _mm256_load_si256(source.0.as_ptr().add(token * DEPTH + half).cast()) };
-        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(row(token)), row(token + 1));
+        let row = |place: usize| unsafe { _mm256_load_si256(source.0.as_ptr().add(place * DEPTH + half).cast()) };
+        let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(row(place)), row(place + 1));
         *vector = _mm512_permutexvar_epi16(interleaving, both);
     }
     store(if order == Order::Pairs { pairs } else { transposed(pairs) }, tile);

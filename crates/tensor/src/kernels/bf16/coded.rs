@@ -45,6 +45,13 @@ pub(crate) const NUMBERS: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 impl CodedStrip<'_> {
+    /// Whether all that tile `place` is scaled by is what the tile before it is scaled by.
+    pub(super) fn shares_scales(&self, place: usize) -> bool {
+        let Scales::Absmax { block_size, first, .. } = self.scales else { return false };
+        let begins = |value: usize| value.is_multiple_of(block_size);
+        begins(first) && begins(self.cols) && !begins(place * DEPTH)
+    }
+
     /// Bytes before a tile's codes, and with them.
     pub(super) fn block(&self) -> (usize, usize) {
         let head = match self.scales {
@@ -93,6 +100,21 @@ pub(crate) fn unpack(strip: &CodedStrip<'_>, depth: Range<usize>, tiles: &mut [T
     }
 }
 
+/// The same in rows order.
+///
+/// # Panics
+/// As [`unpack`] does.
+pub(crate) fn unpack_rows(strip: CodedStrip<'_>, depth: Range<usize>, tiles: &mut [Tile]) {
+    assert!(depth.len() == tiles.len(), "there is a tile for each place");
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut rows = super::coded_rows::CodedRows::starting_at(strip, depth.start);
+        tiles.iter_mut().for_each(|tile| rows.next(tile));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    panic!("the processor has no fast way from codes to tiles: {} rows", strip.rows);
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
     use std::arch::x86_64::*;
@@ -137,9 +159,7 @@ pub(super) mod avx512 {
         match strip.scales {
             Scales::Absmax { absmax, block_size, first } => {
                 let mut scales = [0.0; LANES];
-                for (lane, scale) in scales[..strip.rows].iter_mut().enumerate() {
-                    *scale = absmax.of_block((first + lane * strip.cols + place * DEPTH) / block_size);
-                }
+                absmax.of_values(first + place * DEPTH, strip.cols, block_size, &mut scales[..strip.rows]);
                 // SAFETY: 16 floats.
                 (unsafe { _mm512_loadu_ps(scales.as_ptr()) }, nothing)
             }
@@ -200,11 +220,15 @@ pub(super) mod avx512 {
         // SAFETY: 16 numbers.
         let map = unsafe { _mm512_loadu_ps(strip.map.as_ptr()) };
         let interleaving = interleaving();
+        // SAFETY: the caller vouches for the processor and the rows.
+        let scales_of = |place: usize| unsafe { heads(strip, &places, place) };
+        let (mut scales, mut offsets) = scales_of(depth.start);
         for (place, tile) in depth.clone().zip(tiles) {
             fetch_ahead(strip.bytes, place, strip.cols / DEPTH);
             let start = strip.bytes.as_ptr().wrapping_add(place * block);
-            // SAFETY: the caller vouches for the processor and the rows.
-            let (scales, offsets) = unsafe { heads(strip, &places, place) };
+            if place > depth.start && !strip.shares_scales(place) {
+                (scales, offsets) = scales_of(place);
+            }
             // SAFETY: every row has its codes there.
             let low = unsafe { turned(&rows, start.wrapping_add(head)) };
             let mut words = [low, low];

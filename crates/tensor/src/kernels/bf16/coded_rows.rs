@@ -38,18 +38,26 @@ impl<'a> CodedRows<'a> {
     /// # Panics
     /// Where the processor has no fast way from codes to tiles, or the strip's bytes aren't its rows'.
     pub(super) fn new(strip: CodedStrip<'a>) -> Self {
+        Self::starting_at(strip, 0)
+    }
+
+    /// A strip whose tiles are wanted from number `place` on.
+    ///
+    /// # Panics
+    /// As [`CodedRows::new`] does, and where there is no such tile.
+    pub(super) fn starting_at(strip: CodedStrip<'a>, place: usize) -> Self {
         assert!(super::coded::is_supported(), "the processor has a fast way from codes to tiles");
         let (codes, block) = strip.block();
         let row = strip.cols / DEPTH * block;
-        assert!((1..=LANES).contains(&strip.rows) && strip.cols > 0, "a strip has rows and tiles");
+        assert!((1..=LANES).contains(&strip.rows) && place < strip.cols / DEPTH, "a strip has rows and tiles");
         assert!(
             strip.bytes.len() == strip.rows * row && i32::try_from(LANES * row).is_ok(),
             "a strip's bytes are its rows"
         );
         let (rows, places) = starts(&strip);
         let nothing = Heads { scales: [0.0; LANES], offsets: [0.0; LANES] };
-        let mut unpacking = Self { strip, rows, places, place: 0, heads: [nothing; 2], block, codes };
-        unpacking.read_heads(0);
+        let mut unpacking = Self { strip, rows, places, place, heads: [nothing; 2], block, codes };
+        unpacking.read_heads(place);
         unpacking
     }
 
@@ -75,7 +83,9 @@ impl<'a> CodedRows<'a> {
         let (place, tiles) = (self.place, self.strip.cols / DEPTH);
         assert!(place < tiles, "a strip has its tiles");
         self.place += 1;
-        if self.place < tiles {
+        if self.place < tiles && self.strip.shares_scales(self.place) {
+            self.heads[self.place % 2] = self.heads[place % 2];
+        } else if self.place < tiles {
             self.read_heads(self.place);
         }
         let heads = &self.heads[place % 2];

@@ -16,6 +16,7 @@ pub(crate) mod coded;
 #[cfg(target_arch = "x86_64")]
 mod coded_rows;
 mod cross_entropy;
+mod deep;
 pub(crate) mod feed_forward;
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
@@ -43,9 +44,10 @@ pub(crate) use amx::{ShapedTiles, Square, TileUnit};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512_pack::{Vectors, convert, interleaving, mask, store, transposed};
 pub(crate) use cross_entropy::{RowResults, Vocabulary, cross_entropy};
+pub(crate) use deep::is_long;
 pub(crate) use low_rank::{LowRank, LowRankFactors};
 pub(crate) use operand::{Columns, PackedColumns, Panel, Runs, ViewColumns, corner};
-pub(crate) use pack::{Order, index, pack, prefetch_tiles, transpose};
+pub(crate) use pack::{Order, index, pack, prefetch_tiles, transpose, turn};
 pub(crate) use product::Product;
 pub(crate) use rows::Part;
 pub(crate) use stack::{Padded, Stack};

@@ -183,6 +183,27 @@ pub(crate) fn transpose(first: &Tile, second: &Tile, out: [&mut Tile; 2]) {
     }
 }
 
+/// Exchanges lanes and inner dimension: `first` and `second` in rows order are places 0–15 and 16–31 of the inner dimension,
+/// and of each the values from `half` on, 0 or 16, are the lanes of `tile`.
+pub(crate) fn turn(first: &Tile, second: &Tile, half: usize, order: Order, tile: &mut Tile) {
+    assert!(half == 0 || half == LANES, "a tile is turned into two");
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has the instructions; `half` is 0 or 16.
+        unsafe {
+            super::avx512_pack::turn(first, second, half, order, tile);
+        }
+        return;
+    }
+    for lane in 0..LANES {
+        for depth in 0..DEPTH {
+            let source = if depth < LANES { first } else { second };
+            tile.0[index(order, lane, depth)] = source.0[depth % LANES * DEPTH + half + lane];
+        }
+    }
+}
+
 /// Fetches two tiles, `stride` apart from `first` on, into the cache; nothing where they don't exist.
 #[inline]
 pub(crate) fn prefetch_tiles(tiles: &[Tile], first: usize, stride: usize) {

@@ -109,6 +109,18 @@ pub(super) fn products(
     if unit == Unit::Amx && !accumulate && products.iter().all(|(_, product)| super::few_rows::suits(product)) {
         return super::few_rows::products(products, parallelism);
     }
+    let (deep, products): (Vec<_>, Vec<_>) = products.into_iter().partition(|(_, product)| super::deep::suits(product));
+    deep.into_iter().for_each(|(c, product)| super::deep::product(unit, c, accumulate, product, parallelism));
+    by_rows(unit, products, accumulate, parallelism);
+}
+
+/// The same, of which a task takes some rows.
+pub(super) fn by_rows(
+    unit: Unit,
+    products: Vec<(ViewMut<'_>, Product<'_>)>,
+    accumulate: bool,
+    parallelism: Parallelism,
+) {
     let wholes: Vec<Whole<'_>> = products.into_iter().map(|(c, product)| Whole::new(c, accumulate, product)).collect();
     let tasks: usize = wholes.iter().map(Whole::tasks).sum();
     let task = |mut task: usize| {
@@ -395,7 +407,7 @@ pub(super) struct PackedStrips<'a> {
 }
 
 impl PackedStrips<'_> {
-    fn strip(&self, strip: usize) -> &[Tile] {
+    pub(super) fn strip(&self, strip: usize) -> &[Tile] {
         &self.tiles[strip * self.depth..(strip + 1) * self.depth]
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::operand::{PackedColumns, SIDE_BY_SIDE, pack_side_by_side};
-use super::pack::{Order, index};
+use super::pack::{Order, turn};
 use super::tile::{DEPTH, LANES, Tile, from_bf16};
 use crate::Workspace;
 use crate::kernels::View;
@@ -114,21 +114,7 @@ impl TokenTiles<'_> {
         let (stride, half) = (self.features / DEPTH, strip % 2 * LANES);
         let source = |part: usize| self.tiles.get((2 * place + part) * stride + strip / 2);
         let (first, second) = (source(0).unwrap_or(&Tile::ZERO), source(1).unwrap_or(&Tile::ZERO));
-        #[cfg(target_arch = "x86_64")]
-        if super::avx512::is_supported() {
-            #[allow(unsafe_code)]
-            // SAFETY: the processor has the instructions; `half` is 0 or 16.
-            unsafe {
-                super::avx512_pack::turn_tokens(first, second, half, order, tile);
-            }
-            return;
-        }
-        for lane in 0..LANES {
-            for depth in 0..DEPTH {
-                let source = if depth < LANES { first } else { second };
-                tile.0[index(order, lane, depth)] = source.0[depth % LANES * DEPTH + half + lane];
-            }
-        }
+        turn(first, second, half, order, tile);
     }
 }
 
