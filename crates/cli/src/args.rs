@@ -168,7 +168,8 @@ const BENCH_EXAMPLES: &str = "\
 Examples:
   tunesmith bench                                  a LoRA step of 4 x 256 tokens, operation by operation
   tunesmith bench smollm2-135m-instruct --batch 8 --seq 512 --gradient-checkpointing
-  tunesmith bench --precision float32 --threads 1 --json";
+  tunesmith bench --precision float32 --threads 1 --json
+  TUNESMITH_INSTRUCTIONS=avx512 tunesmith bench    without AMX; also avx2 and avx512-bf16";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::workspace::{LINE, zeros};
-use drawers::Drawers;
+use drawers::{DRAWERS, Drawers};
 
 /// Floats of a slab, at the least and at the most: as many as there are already in between.
 const SMALLEST: usize = (2 << 20) / size_of::<f32>();
@@ -18,11 +18,30 @@ const LARGEST: usize = (256 << 20) / size_of::<f32>();
 /// Floats from which a piece is a slab of its own.
 const APART: usize = LARGEST / 4;
 
-/// Slabs, and which parts of them are free.
-#[derive(Debug, Default)]
+/// Slabs, and which parts of them are free. Each thread counts the pieces that it took for itself: threads that count on one
+/// cache line wait for each other.
+#[derive(Debug)]
 pub(crate) struct Arena {
+    memory: Arc<Memory>,
+    owners: [Arc<Owner>; DRAWERS],
+}
+
+#[derive(Debug, Default)]
+struct Memory {
     slabs: Mutex<Slabs>,
     drawers: Drawers,
+}
+
+/// What keeps the memory of a thread's pieces; how many hold it stands on cache lines of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Owner(Arc<Memory>);
+
+impl Default for Arena {
+    fn default() -> Self {
+        let memory = Arc::<Memory>::default();
+        Self { owners: std::array::from_fn(|_| Arc::new(Owner(Arc::clone(&memory)))), memory }
+    }
 }
 
 /// Some floats of a slab.
@@ -70,7 +89,7 @@ unsafe impl Send for Slab {}
 /// Some floats of an arena, aligned to a cache line, which nobody else reaches; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Piece {
-    arena: Arc<Arena>,
+    owner: Arc<Owner>,
     part: Part,
     /// Floats asked for.
     len: usize,
@@ -85,36 +104,38 @@ unsafe impl Sync for Piece {}
 
 impl Arena {
     /// `len` floats with unspecified (initialised, possibly stale) contents.
-    pub(crate) fn take(self: &Arc<Self>, len: usize) -> Piece {
+    pub(crate) fn take(&self, len: usize) -> Piece {
         let size = drawers::size(len);
-        let ready = size.and_then(|(number, _)| self.drawers.take(number));
+        let ready = size.and_then(|(number, _)| self.memory.drawers.take(number));
         let part = ready.unwrap_or_else(|| {
             let floats = size.map_or_else(|| len.next_multiple_of(LINE), |(_, floats)| floats);
-            let mut slabs = self.lock();
+            let mut slabs = self.memory.lock();
             let (slab, start, floats) = if floats > APART { slabs.take_apart(floats) } else { slabs.take(floats) };
             Part { slab, start, floats, pointer: slabs.by_number[&slab].first.wrapping_add(start) }
         });
-        Piece { arena: Arc::clone(self), part, len }
+        Piece { owner: Arc::clone(&self.owners[drawers::own()]), part, len }
     }
 
     /// Bytes that wait for reuse.
     pub(crate) fn idle_bytes(&self) -> usize {
-        let slabs = self.lock();
+        let slabs = self.memory.lock();
         let parts = slabs.free.iter().map(|(floats, ..)| floats);
         let free = parts.chain(slabs.apart.iter().map(|(floats, _)| floats)).sum::<usize>();
-        (free + self.drawers.floats()) * size_of::<f32>()
+        (free + self.memory.drawers.floats()) * size_of::<f32>()
     }
 
     /// Gives slabs of which nothing is in use back to the operating system.
     pub(crate) fn trim(&self) {
-        let mut slabs = self.lock();
-        self.drawers.empty().into_iter().for_each(|part| slabs.give_back(part));
+        let mut slabs = self.memory.lock();
+        self.memory.drawers.empty().into_iter().for_each(|part| slabs.give_back(part));
         let idle = |slab: &Slab| slab.free.get(&0) == Some(&slab.floats);
         let idle: Vec<usize> =
             slabs.by_number.iter().filter(|(_, slab)| idle(slab)).map(|(number, _)| *number).collect();
         idle.into_iter().for_each(|number| slabs.drop_idle(number));
     }
+}
 
+impl Memory {
     fn lock(&self) -> MutexGuard<'_, Slabs> {
         self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,8 +241,9 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        if let Some(part) = self.arena.drawers.keep(self.part) {
-            self.arena.lock().give_back(part);
+        let Owner(memory) = &*self.owner;
+        if let Some(part) = memory.drawers.keep(self.part) {
+            memory.lock().give_back(part);
         }
     }
 }
@@ -233,7 +255,7 @@ mod tests {
 
     #[test]
     fn pieces_never_overlap_and_are_aligned() {
-        let arena = Arc::new(Arena::default());
+        let arena = Arena::default();
         let mut stream = Seed(0).stream("sizes", 0);
         let mut pieces: Vec<(Piece, f32)> = Vec::new();
         for number in 0..2000 {
@@ -248,21 +270,21 @@ mod tests {
         }
         assert!(pieces.iter().all(|(piece, value)| piece.values().iter().all(|found| found == value)));
         drop(pieces);
-        arena.drawers.empty().into_iter().for_each(|part| arena.lock().give_back(part));
-        let whole: usize = arena.lock().by_number.values().map(|slab| slab.floats).sum();
+        arena.memory.drawers.empty().into_iter().for_each(|part| arena.memory.lock().give_back(part));
+        let whole: usize = arena.memory.lock().by_number.values().map(|slab| slab.floats).sum();
         assert_eq!(arena.idle_bytes(), whole * size_of::<f32>(), "all parts are free and joined");
-        let slabs = arena.lock();
+        let slabs = arena.memory.lock();
         assert_eq!(slabs.free.len(), slabs.by_number.len());
         drop(slabs);
         arena.trim();
         assert_eq!(arena.idle_bytes(), 0);
-        let slabs = arena.lock();
+        let slabs = arena.memory.lock();
         assert_eq!((slabs.by_number.len(), slabs.shared), (0, 0));
     }
 
     #[test]
     fn neighbours_that_are_given_back_serve_a_larger_piece() {
-        let arena = Arc::new(Arena::default());
+        let arena = Arena::default();
         let pieces = [0; 4].map(|_| arena.take(SMALLEST / 4));
         let start = pieces[0].values().as_ptr();
         drop(pieces);
@@ -273,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_very_large_piece_is_a_slab_that_serves_smaller_ones_until_it_is_outgrown() {
-        let arena = Arc::new(Arena::default());
+        let arena = Arena::default();
         let first = arena.take(2 * APART);
         let address = first.values().as_ptr();
         drop(first);

@@ -22,10 +22,14 @@ mod train;
 
 pub(crate) use intrinsic_dimension::IntrinsicDimensionArgs;
 
+use tunesmith_tensor::Instructions;
+
 use crate::args::{Cli, Command};
+use crate::failure::Misuse;
 
 /// Runs the command of a command line.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    Instructions::from_environment().map_err(|error| Misuse(error.to_string()))?;
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Pull(args) => pull::run(&args),

@@ -1,6 +1,6 @@
 //! The forward pass of a post-norm encoder, each site announced to whatever adapter the batch uses.
 
-use tunesmith_tensor::{Attention, FeedForwardSites, Forward, PostNorm, SiteId, Var};
+use tunesmith_tensor::{Attention, FeedForwardSites, Forward, PostNorm, SelfAttentionSites, SiteId, Var};
 
 use crate::cache::Cache;
 use crate::encoder::{Encoder, EncoderLayer};
@@ -56,10 +56,19 @@ impl Encoder {
             window: None,
             dropout: dropout_of_weights,
         };
-        let [query, keys, values] = table.linears(forward, [layer.query, layer.key, layer.value], &x);
-        let attended = forward.attention(layer.attention, &options, &query, &keys, &values);
-        drop((query, keys, values));
-        let attended = table.linear(forward, layer.attention_output, &attended);
+        let sites = SelfAttentionSites {
+            query: table.place(layer.query),
+            keys: table.place(layer.key),
+            values: table.place(layer.value),
+            attention: layer.attention,
+            output: table.place(layer.attention_output),
+        };
+        let attended = forward.self_attention(&sites, &options, None, &x).unwrap_or_else(|| {
+            let [query, keys, values] = table.linears(forward, [layer.query, layer.key, layer.value], &x);
+            let attended = forward.attention(layer.attention, &options, &query, &keys, &values);
+            drop((query, keys, values));
+            table.linear(forward, layer.attention_output, &attended)
+        });
         let attended = forward.tape().dropout(&attended, dropout);
         let x = self.add_and_norm(forward, layer.after_attention, &x, attended, layer.attention_norm);
         let sites = FeedForwardSites {

@@ -12,7 +12,7 @@ const LARGEST: usize = 64 << 10;
 const FEWEST: usize = 4;
 const MOST: usize = 32;
 /// Drawers; threads beyond them share.
-const DRAWERS: usize = 16;
+pub(super) const DRAWERS: usize = 16;
 /// Sizes: four for each power of two.
 const SIZES: usize = 4 * (LARGEST / LINE).ilog2() as usize + 1;
 
@@ -75,8 +75,13 @@ impl Drawers {
     }
 
     fn own(&self) -> MutexGuard<'_, [Vec<Part>; SIZES]> {
-        lock(&self.0[rayon::current_thread_index().map_or(DRAWERS - 1, |index| index % DRAWERS)])
+        lock(&self.0[own()])
     }
+}
+
+/// The number of the calling thread's drawer.
+pub(super) fn own() -> usize {
+    rayon::current_thread_index().map_or(DRAWERS - 1, |index| index % DRAWERS)
 }
 
 fn lock(drawer: &Drawer) -> MutexGuard<'_, [Vec<Part>; SIZES]> {

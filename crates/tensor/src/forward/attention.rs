@@ -139,7 +139,7 @@ impl Forward<'_> {
     }
 
     /// The keys and values that adapters put before each sequence at an attention site.
-    fn prefix(&mut self, site: SiteId, cols: usize) -> Option<Prefix> {
+    pub(super) fn prefix(&mut self, site: SiteId, cols: usize) -> Option<Prefix> {
         let mut ranges = vec![0..0; self.segments.len()];
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let mut rows = 0;

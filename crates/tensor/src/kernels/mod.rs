@@ -32,6 +32,7 @@ pub(crate) use exp::{exp, exp2_rough, reciprocal_rough};
 pub(crate) use in_turn::{chunks_in_turn, in_pieces, in_turn};
 pub use precision::Precision;
 pub(crate) use prefetch::{LINE, fetch_lines, prefetch, prefetch_beyond, prefetch_for_later};
+pub(crate) use vectorised::dispatch;
 pub use vectorised::vectorised;
 
 /// `C ← beta·C + Σ alpha·A·B` over strided float32 views.

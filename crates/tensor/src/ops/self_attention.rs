@@ -1,17 +1,17 @@
 //! A block's attention over its own rows in one operation: `y = attend(turn(x·W_qᵀ), turn(x·W_kᵀ), x·W_vᵀ)·W_oᵀ`, each linear
-//! with its bias and low-rank update, and queries and keys turned by their positions.
+//! with its bias and low-rank update, queries and keys turned by their positions; the rows of a prefix are attended to as well.
 
 use std::sync::Arc;
 
 use crate::kernels::bf16::self_attention::{
-    Attended, Heads, Inputs, Kept, LONGEST, Parts, Projected, Shape, backward, forward, tasks,
+    Attended, Heads, Inputs, Kept, LONGEST, Parts, Projected, Shape, Which, backward, forward, tasks,
 };
 use crate::kernels::{View, ViewMut};
-use crate::ops::attention::{Alone, Attention, goes_through_tiles};
+use crate::ops::attention::{Alone, Attention, Beside, KeyValueRows, Prefix, goes_through_tiles};
 use crate::ops::rotary::Rotary;
 use crate::ops::updated_linear::{Linear, UpdatedLinear};
 use crate::tape::{Backward, Flow, NodeId};
-use crate::{FrozenWeight, Matrix, Segments, Tape, Var, Workspace};
+use crate::{FrozenWeight, Matrix, Segments, Tape, Var};
 
 /// The linears of an attention.
 pub(crate) struct AttentionLinears<'a> {
@@ -43,19 +43,17 @@ impl Tape {
         weights: [&FrozenWeight; 4],
     ) -> bool {
         let in_bf16 = |weight: &FrozenWeight| weight.forward_columns().is_some() && weight.gradient_columns().is_some();
-        let drops = options.dropout > 0.0 && self.is_training();
         let lengths = (0..segments.len()).map(|sequence| segments.length(sequence));
-        !drops
-            && goes_through_tiles(self.workspace(), segments)
+        goes_through_tiles(self.workspace(), segments)
             && options.head_dim.is_multiple_of(TILE)
             && lengths.max().is_some_and(|longest| longest <= LONGEST)
             && tasks(segments).len() > 1
             && weights.into_iter().all(in_bf16)
     }
 
-    /// The attention of the rows of each sequence of `x` `[tokens, in]` among themselves, `[tokens, out]`, in bf16. It is what
-    /// its linears, [`Tape::rotary`] and [`Tape::attention`] make one after the other, but for the rounding of queries, keys
-    /// and values to bf16; what lies between is not written out but in bf16 for the way back.
+    /// The attention of the rows of each sequence of `x` `[tokens, in]` among themselves, and to the rows of a prefix,
+    /// `[tokens, out]`, in bf16. It is what its linears, [`Tape::rotary`] and [`Tape::attention`] make one after the other, but
+    /// for the rounding of queries, keys and values to bf16; what lies between is not written out but in bf16 for the way back.
     ///
     /// # Panics
     /// If [`Tape::has_self_attention`] says that it doesn't, or the shapes disagree.
@@ -63,20 +61,22 @@ impl Tape {
         &mut self,
         options: &Attention,
         rotary: Option<&Rotary>,
+        prefix: Option<&Prefix>,
         segments: &Segments,
         x: &Var,
         linears: AttentionLinears<'_>,
     ) -> Var {
-        let nodes: Vec<Option<NodeId>> =
-            linears.all().into_iter().flat_map(UpdatedLinear::nodes).chain([x.node()]).collect();
+        let shape = shape(options, &linears);
+        let beside = Beside::new(self, options, segments, prefix, shape.at_once);
+        let nodes = linears.all().into_iter().flat_map(UpdatedLinear::nodes).chain(beside.nodes()).chain([x.node()]);
+        let nodes: Vec<Option<NodeId>> = nodes.collect();
         let workspace = self.workspace();
         let [query, keys, values, output] = linears.all().map(|linear| linear.part(workspace));
         let parts = Parts { query, keys, values, output };
-        let shape = shape(options, &linears);
         let mut y = Matrix::uninitialised(workspace, x.rows(), linears.output.base.weight.rows());
         let keep = nodes.iter().any(Option::is_some);
         let unit = workspace.kernels().unit();
-        let heads = Turned { workspace: workspace.clone(), options: *options, rotary: rotary.cloned() };
+        let heads = Turned { beside, rotary: rotary.cloned() };
         let kept = forward(unit, workspace, shape, &heads, &parts, segments, View::of(x.value()), &mut y, keep);
         drop(parts);
         let AttentionLinears { query, keys, values, output } = linears;
@@ -115,15 +115,14 @@ fn shape(options: &Attention, linears: &AttentionLinears<'_>) -> Shape {
 
 /// Attention through tiles, of queries and keys that are turned by their positions.
 struct Turned {
-    workspace: Workspace,
-    options: Attention,
+    beside: Beside,
     rotary: Option<Rotary>,
 }
 
 impl Turned {
-    /// The attention of some of the heads.
-    fn options(&self, kv_heads: usize) -> Attention {
-        Attention { heads: kv_heads * self.options.group(), kv_heads, ..self.options }
+    fn alone<'a>(&'a self, which: Which, projected: Projected<'a>) -> Alone<'a> {
+        let Projected { query, keys, values } = projected;
+        self.beside.alone(which.sequence, which.block, query, KeyValueRows { keys, values })
     }
 }
 
@@ -134,22 +133,25 @@ impl Heads for Turned {
         }
     }
 
-    fn attend(&self, kv_heads: usize, projected: Projected<'_>, output: &mut [f32], lse: &mut [f32]) {
-        let Projected { query, keys, values } = projected;
-        Alone { workspace: &self.workspace, options: &self.options(kv_heads), query, keys, values }.attend(output, lse);
+    fn attend(&self, which: Which, projected: Projected<'_>, output: &mut [f32], lse: &mut [f32]) {
+        self.alone(which, projected).attend(output, lse);
+    }
+
+    fn shared(&self) -> Option<Matrix> {
+        self.beside.sums()
     }
 
     fn differentiate(
         &self,
-        kv_heads: usize,
+        which: Which,
         projected: Projected<'_>,
         attended: Attended<'_>,
         gradients: [&mut [f32]; 3],
+        shared: Option<&mut Matrix>,
     ) {
-        let Projected { query, keys, values } = projected;
         let Attended { output, lse, gradient } = attended;
-        let alone = Alone { workspace: &self.workspace, options: &self.options(kv_heads), query, keys, values };
-        alone.differentiate(output, lse, gradient, gradients);
+        let sums = shared.map(|sums| self.beside.sums_of(sums, which.sequence, which.block)).unwrap_or_default();
+        self.alone(which, projected).differentiate(output, lse, gradient, gradients, sums);
     }
 }
 
@@ -173,22 +175,25 @@ impl Backward for SelfAttention {
         let parts = Parts { query, keys, values, output };
         let inputs = Inputs { segments: &segments, x: View::of(&x), dy: View::of(&gradient) };
         let run = |dx: Option<(ViewMut<'_>, f32)>| backward(unit, &workspace, shape, &heads, &parts, &kept, inputs, dx);
-        let mut sums = None;
-        flow.accumulate(x_node, x.shape(), |_, dx, beta| sums = Some(run(Some((ViewMut::of(dx), beta)))));
-        let sums = sums.unwrap_or_else(|| run(None));
+        let mut made = None;
+        flow.accumulate(x_node, x.shape(), |_, dx, beta| made = Some(run(Some((ViewMut::of(dx), beta)))));
+        let (sums, shared) = made.unwrap_or_else(|| run(None));
         drop(parts);
+        heads.beside.add(&shared, flow);
         linears.iter().zip(sums).for_each(|(linear, sums)| linear.add(sums, flow));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
     use crate::kernels::blocks::ScaledBlock;
     use crate::ops::finite_differences::random;
     use crate::ops::updated_linear::BlockUpdate;
     use crate::tuner::LowRankUpdate;
-    use crate::{Base, Gradients, Kernels, Parameter};
+    use crate::{Base, Gradients, Kernels, Parameter, Seed, Workspace};
 
     /// An attention, its input, and its updates.
     struct Case {
@@ -202,6 +207,10 @@ mod tests {
         ranks: [usize; 4],
         has_bias: bool,
         is_turned: bool,
+        causal: bool,
+        dropout: f32,
+        /// The rows of a prefix that each sequence sees.
+        prefix: &'static [Range<usize>],
         /// Whether the factors are those of two updates, the first of the first sequence.
         has_blocks: bool,
     }
@@ -210,9 +219,9 @@ mod tests {
 
     impl Case {
         fn options(&self) -> Attention {
-            let Self { head_dim, kv_heads, group, window, .. } = *self;
+            let Self { head_dim, kv_heads, group, window, causal, dropout, .. } = *self;
             let scale = 1.0 / (head_dim as f32).sqrt();
-            Attention { heads: kv_heads * group, kv_heads, head_dim, scale, causal: true, window, dropout: 0.0 }
+            Attention { heads: kv_heads * group, kv_heads, head_dim, scale, causal, window, dropout }
         }
 
         fn rows(&self) -> usize {
@@ -260,7 +269,13 @@ mod tests {
             let positions: Vec<usize> = segments.ranges().flat_map(|range| 0..range.len()).collect();
             let frequencies: Vec<f32> = (0..self.head_dim / 2).map(|at| 0.5f32.powi(at as i32)).collect();
             let rotary = self.is_turned.then(|| Rotary::new(&frequencies, &positions, 1.0));
-            let mut tape = Tape::differentiating(&workspace);
+            let prefix_rows = self.prefix.iter().map(|range| range.end).max().unwrap_or(0);
+            let prefix = [60, 61].map(|index| Parameter::new("p", random(prefix_rows, shapes[1].0, index)));
+            let mut tape = Tape::training(&workspace, Seed(3));
+            let [prefix_keys, prefix_values] = [0, 1].map(|side: usize| tape.parameter(&prefix[side]));
+            let ranges = self.prefix.to_vec();
+            let rows_before = Prefix { keys: prefix_keys, values: prefix_values, ranges };
+            let rows_before = (prefix_rows > 0).then_some(&rows_before);
             let mut vars = parameters.iter().map(|parameter| tape.parameter(parameter)).collect::<Vec<_>>().into_iter();
             let x = vars.next().unwrap();
             let mut linear = |at: usize| {
@@ -278,7 +293,7 @@ mod tests {
             let y = if in_one {
                 assert!(tape.has_self_attention(&options, &segments, weights.each_ref()));
                 let linears = AttentionLinears { query, keys, values, output };
-                tape.self_attention(&options, rotary.as_ref(), &segments, &x, linears)
+                tape.self_attention(&options, rotary.as_ref(), rows_before, &segments, &x, linears)
             } else {
                 let apply = |tape: &mut Tape, linear: &UpdatedLinear<'_>, x: &Var| match &linear.update {
                     Some(update) => tape.linear_block_update(x, linear.base, update),
@@ -289,18 +304,22 @@ mod tests {
                     query = tape.rotary(query, rotary);
                     keys = tape.rotary(keys, rotary);
                 }
-                let attended = tape.attention(&options, &query, &segments, &keys, &values, &segments, None, None);
+                let attended =
+                    tape.attention(&options, &query, &segments, &keys, &values, &segments, rows_before, None);
                 apply(&mut tape, &output, &attended)
             };
             let mut results = vec![y.value().clone()];
             let mut gradients = Gradients::new(&workspace);
             tape.backward(y, random(rows, self.width, 50), &mut gradients);
-            results.extend(parameters.iter().map(|parameter| gradients.get(parameter.id()).unwrap().clone()));
+            let prefix = prefix.iter().filter(|_| prefix_rows > 0);
+            results.extend(
+                parameters.iter().chain(prefix).map(|parameter| gradients.get(parameter.id()).unwrap().clone()),
+            );
             results
         }
     }
 
-    fn cases() -> [Case; 5] {
+    fn cases() -> [Case; 8] {
         let case = Case {
             lengths: &[100, 90, 80],
             width: 70,
@@ -311,6 +330,9 @@ mod tests {
             ranks: [8, 8, 8, 8],
             has_bias: false,
             is_turned: true,
+            causal: true,
+            dropout: 0.0,
+            prefix: &[],
             has_blocks: false,
         };
         [
@@ -320,6 +342,10 @@ mod tests {
             Case { kv_heads: 3, group: 1, head_dim: 64, ranks: [0; 4], window: Some(40), ..case },
             Case { lengths: &[130, 140], has_blocks: true, ranks: [8, 6, 0, 8], ..case },
             Case { lengths: &[256, 40], width: 33, head_dim: 96, ranks: [3, 0, 0, 40], is_turned: false, ..case },
+            // Several heads at a time, and one; short sequences.
+            Case { lengths: &[20; 17], is_turned: false, causal: false, has_bias: true, dropout: 0.1, ..case },
+            Case { kv_heads: 2, group: 1, head_dim: 64, dropout: 0.4, prefix: &[0..5, 3..40, 7..7], ..case },
+            Case { ranks: [0; 4], prefix: &[0..20, 0..20, 0..20], ..case },
         ]
     }
 
@@ -379,9 +405,6 @@ mod tests {
         assert!(!has(&tape, Attention { heads: 4, kv_heads: 4, head_dim: 16, ..options }, &[200, 100], all));
         let float32 = FrozenWeight::float32(random(64, 64, 9));
         assert!(!has(&tape, options, &[200, 100], [all[0], all[1], &float32, all[3]]));
-        let dropping = Attention { dropout: 0.1, ..options };
-        assert!(has(&tape, dropping, &[200, 100], all));
-        assert!(!has(&Tape::training(&workspace, crate::Seed(0)), dropping, &[200, 100], all));
         let exact = Workspace::with_kernels(Kernels::detect());
         assert!(!has(&Tape::differentiating(&exact), options, &[200, 100], all), "float32");
     }

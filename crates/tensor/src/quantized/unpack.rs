@@ -1,10 +1,16 @@
 //! From 4-bit codes to floats, the inner loop of every product with a 4-bit weight.
 
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
+
 /// `out[2i] = map[bytes[i] >> 4] · scale`, `out[2i + 1] = map[bytes[i] & 15] · scale`.
 #[inline(always)]
 pub(crate) fn unpack_block(bytes: &[u8], map: &[f32; 16], scale: f32, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512bw") {
+    if Instructions::Avx512.are_allowed()
+        && std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+    {
         #[allow(unsafe_code)]
         // SAFETY: the processor has the instructions.
         unsafe {

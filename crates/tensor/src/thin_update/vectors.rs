@@ -2,11 +2,11 @@
 //!
 //! Factors lie in the order in which they are read, and are fetched a little before they are needed.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use crate::Matrix;
 use crate::kernels::stored::{CHUNK, Stored};
-use crate::kernels::{prefetch_for_later, vectorised};
+use crate::kernels::{dispatch, prefetch_for_later, vectorised};
 use crate::shelf::{Shelf, Shelved};
 
 /// A low-rank update with values as `V` keeps them.
@@ -113,7 +113,7 @@ impl<V: Stored> ThinVectors<V> {
 
     /// Adds the update of rows `x` `[rows, in]` to `y` `[rows, out]`.
     pub(super) fn add(&self, x: &[f32], y: &mut [f32]) {
-        Arch::new().dispatch(Addition { update: self, x, y });
+        dispatch(Addition { update: self, x, y });
     }
 }
 

@@ -9,12 +9,15 @@ use std::sync::OnceLock;
 use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
+use crate::instructions::Instructions;
 use crate::kernels::LINE;
 
 /// Whether the processor and the operating system offer AMX with bf16. Asks the system for it the first time.
 pub(super) fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| has_instructions() && super::avx512::is_supported() && is_permitted())
+    *SUPPORTED.get_or_init(|| {
+        Instructions::Amx.are_allowed() && has_instructions() && super::avx512::is_supported() && is_permitted()
+    })
 }
 
 #[allow(unsafe_code)]

@@ -5,11 +5,13 @@ use std::arch::x86_64::*;
 use super::operand::Lines;
 use super::product::{Block, Strips};
 use super::tile::{LANES, Tile};
+use crate::instructions::Instructions;
 
 /// Whether the processor has AVX-512 with bf16.
 #[inline]
 pub(super) fn is_supported() -> bool {
-    is_x86_feature_detected!("avx512bf16")
+    Instructions::Avx512Bf16.are_allowed()
+        && is_x86_feature_detected!("avx512bf16")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use crate::instructions::Instructions;
 use crate::kernels::View;
 
 /// Rows of a block.
@@ -18,7 +19,8 @@ pub(super) struct Micro(());
 
 impl Micro {
     pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")).then_some(Self(()))
+        let has_instructions = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        (has_instructions && Instructions::Avx512.are_allowed()).then_some(Self(()))
     }
 
     /// `C ← C (if accumulate) + A·B` for a block of `height` rows and `width` columns, rows of `c` lying `stride` floats

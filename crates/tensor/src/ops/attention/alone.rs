@@ -1,26 +1,24 @@
-//! Attention of one sequence on the calling thread, through tiles, over its own keys and values alone: what an operation
-//! does that takes a sequence through more than attention.
+//! Attention of one sequence on the calling thread, through tiles, over its own keys and values and those of a prefix: what an
+//! operation does that takes a sequence through more than attention.
 
-use super::{Attention, KeyValueRows, Sequence, tiled};
+use super::{Attention, KeyValueRows, Mask, Sequence, tiled};
 use crate::Workspace;
 
 /// What queries of all heads attend to, and which queries.
 #[derive(Clone, Copy)]
 pub(crate) struct Alone<'a> {
-    pub(crate) workspace: &'a Workspace,
-    /// Without dropout.
-    pub(crate) options: &'a Attention,
+    pub(super) workspace: &'a Workspace,
+    pub(super) options: &'a Attention,
     /// `[rows, heads · head_dim]`.
-    pub(crate) query: &'a [f32],
-    /// `[rows, kv_heads · head_dim]`.
-    pub(crate) keys: &'a [f32],
-    pub(crate) values: &'a [f32],
+    pub(super) query: &'a [f32],
+    pub(super) own: KeyValueRows<'a>,
+    pub(super) prefix: KeyValueRows<'a>,
+    pub(super) dropout: Option<Mask>,
 }
 
 impl Alone<'_> {
     fn sequence(&self) -> Sequence<'_> {
-        let own = KeyValueRows { keys: self.keys, values: self.values };
-        Sequence { prefix: KeyValueRows::NONE, own, bias: None, dropout: None }
+        Sequence { prefix: self.prefix, own: self.own, bias: None, dropout: self.dropout }
     }
 
     fn rows(&self) -> usize {
@@ -38,12 +36,21 @@ impl Alone<'_> {
     }
 
     /// Writes the gradients of queries, keys and values, each shaped as they are, given the gradient of the output and what
-    /// [`attend`](Self::attend) wrote.
-    pub(crate) fn differentiate(&self, output: &[f32], lse: &[f32], gradient: &[f32], gradients: [&mut [f32]; 3]) {
+    /// [`attend`](Self::attend) wrote. Those of the prefix's keys and values are added to `prefix_sums`, which have
+    /// `[prefix rows, head_dim]` of each head.
+    pub(crate) fn differentiate(
+        &self,
+        output: &[f32],
+        lse: &[f32],
+        gradient: &[f32],
+        gradients: [&mut [f32]; 3],
+        prefix_sums: Vec<[Option<&mut [f32]>; 2]>,
+    ) {
         let Self { workspace, options, query, .. } = *self;
         let (sequence, queries, head_dim) = (self.sequence(), self.rows(), options.head_dim);
         let [dquery, dkeys, dvalues] = gradients;
-        for kv_head in 0..options.kv_heads {
+        let prefix_sums = prefix_sums.into_iter().chain(std::iter::repeat_with(|| [None, None]));
+        for (kv_head, [prefix_keys, prefix_values]) in (0..options.kv_heads).zip(prefix_sums) {
             let inputs = tiled::Inputs { sequence, kv_head, queries, query, output, gradient, lse };
             let mut dquery = columns(dquery, options.kv_heads, kv_head, queries);
             let mut sums = [(); 2].map(|()| {
@@ -52,7 +59,10 @@ impl Alone<'_> {
                 sums
             });
             let [keys, values] = &mut sums;
-            let into = tiled::Sums { keys: [None, Some(&mut keys[..])], values: [None, Some(&mut values[..])] };
+            let into = tiled::Sums {
+                keys: [prefix_keys, Some(&mut keys[..])],
+                values: [prefix_values, Some(&mut values[..])],
+            };
             tiled::differentiate(workspace, options, inputs, &mut dquery, into);
             for (target, sums) in [&mut *dkeys, &mut *dvalues].into_iter().zip(&sums) {
                 let rows = columns(target, options.kv_heads, kv_head, queries);

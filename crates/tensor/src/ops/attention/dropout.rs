@@ -22,6 +22,8 @@ pub(super) struct Mask {
     key: u64,
     p: f32,
     heads: usize,
+    /// The head that counts as the first.
+    first_head: usize,
     /// The row of the batch that stands at position 0 among the sequence's keys; negative where there are more keys before.
     origin: isize,
 }
@@ -45,11 +47,16 @@ impl Dropout {
     pub(super) fn of(&self, number: usize, keys: usize, options: &Attention) -> Mask {
         let (first, count) = self.queries[number];
         let origin = first as isize + count as isize - keys as isize;
-        Mask { key: self.key, p: self.p, heads: options.heads, origin }
+        Mask { key: self.key, p: self.p, heads: options.heads, first_head: 0, origin }
     }
 }
 
 impl Mask {
+    /// The mask of the heads from number `first_head` on.
+    pub(super) fn of_heads(self, first_head: usize) -> Self {
+        Self { first_head, ..self }
+    }
+
     /// Multiplies the weights of the query at key position `position` for the keys from number `first` on, those of the prefix
     /// counted, by the mask.
     pub(super) fn apply(&self, position: isize, head: usize, first: usize, weights: &mut [f32]) {
@@ -62,7 +69,7 @@ impl Mask {
 
     fn row(&self, position: isize, head: usize) -> u64 {
         let row = self.origin.saturating_add(position) as u64;
-        row.wrapping_mul(self.heads as u64).wrapping_add(head as u64)
+        row.wrapping_mul(self.heads as u64).wrapping_add((self.first_head + head) as u64)
     }
 
     /// The weights that the query at key position `position` drops: a place is a key's number, those of the prefix counted.

@@ -9,6 +9,7 @@
 
 mod alone;
 mod backward;
+mod beside;
 mod bias;
 #[cfg(test)]
 mod definition;
@@ -34,6 +35,7 @@ use forward::attend;
 use pages::PagedSequence;
 
 pub(crate) use alone::Alone;
+pub(crate) use beside::Beside;
 pub use bias::DistanceBias;
 pub use page_rows::{KeyValuePages, KeyValuePairs, PageRows};
 pub use shifted::{GroupSize, ShiftedEnds, ShiftedGroups};
@@ -212,7 +214,7 @@ fn join(workspace: &Workspace, rows: &KeyValuePages<'_>, options: &Attention) ->
     })
 }
 
-/// Whether attention of sequences to their own rows goes through tiles, where nothing is dropped.
+/// Whether attention of sequences to their own rows goes through tiles as part of a larger operation.
 pub(crate) fn goes_through_tiles(workspace: &Workspace, segments: &Segments) -> bool {
     tiled::pays(workspace, segments, false)
 }

@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::page_rows::{KeyValuePairs, PageRows};
 use super::pages::{Fetching, Part};
 use super::{Attention, KeyValueRows};
+use crate::kernels::dispatch;
 use crate::kernels::stored::{CHUNK, Stored};
 
 /// Query heads that share what is read of keys and values in bf16, at the most.
@@ -34,7 +35,7 @@ pub(super) struct Scores<'a> {
 impl Scores<'_> {
     /// Does it, while what comes next is fetched.
     pub(super) fn write(self, next: &mut Fetching<'_>) {
-        Arch::new().dispatch(Meanwhile { work: self, next });
+        dispatch(Meanwhile { work: self, next });
     }
 }
 
@@ -100,7 +101,7 @@ pub(super) struct Weighted<'a> {
 impl Weighted<'_> {
     /// Does it, while what comes next is fetched.
     pub(super) fn add(self, next: &mut Fetching<'_>) {
-        Arch::new().dispatch(Meanwhile { work: self, next });
+        dispatch(Meanwhile { work: self, next });
     }
 }
 

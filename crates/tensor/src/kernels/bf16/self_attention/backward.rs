@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Attended, Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, padded, tasks};
+use super::{Attended, Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, Which, padded, tasks};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::unpack;
 use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
@@ -29,7 +29,8 @@ pub(crate) struct Inputs<'a> {
     reason = "the linears, what lies between them, and where the rows come from and go"
 )]
 /// Adds to `dx` `[rows, in]`, or writes there, the gradient of the attention's input; gives the gradients of the updates of
-/// query, keys, values and output. `parts` are the linears' gradients.
+/// query, keys, values and output, and those of what sequences share, to be added up in order. `parts` are the linears'
+/// gradients.
 pub(crate) fn backward(
     unit: Unit,
     workspace: &Workspace,
@@ -39,7 +40,7 @@ pub(crate) fn backward(
     kept: &Kept,
     inputs: Inputs<'_>,
     dx: Option<(ViewMut<'_>, f32)>,
-) -> [Option<Sums>; 4] {
+) -> ([Option<Sums>; 4], Vec<Matrix>) {
     let Inputs { segments, x, dy } = inputs;
     let sequences = tasks(segments);
     let mut sums = parts.all().map(|part| Sums::with_room(workspace, part, sequences.len()));
@@ -58,12 +59,12 @@ pub(crate) fn backward(
             *rest = Some(after);
             Some(own)
         });
-        let sequences = sequences.map(|sequence| segments.range(sequence)).collect();
+        let sequences = sequences.map(|sequence| (sequence, segments.range(sequence))).collect();
         all.push(Task { workspace, shape, heads, parts, kept, sequences, x, dy, rows, dx: own_dx, sums: own_sums });
     }
-    all.into_par_iter().with_max_len(1).for_each(|task| on_unit!(unit, task));
+    let shared: Vec<Option<Matrix>> = all.into_par_iter().with_max_len(1).map(|task| on_unit!(unit, task)).collect();
     sums.par_iter_mut().flatten().for_each(Sums::reduce);
-    sums
+    (sums, shared.into_iter().flatten().collect())
 }
 
 /// Some sequences.
@@ -73,8 +74,8 @@ struct Task<'a, 'b> {
     heads: &'a dyn Heads,
     parts: &'a Parts<'a>,
     kept: &'a KeptRows,
-    /// The rows of each of them, among those of the batch.
-    sequences: Vec<Range<usize>>,
+    /// Number and rows of each of them, among those of the batch.
+    sequences: Vec<(usize, Range<usize>)>,
     x: View<'a>,
     dy: View<'a>,
     rows: Range<usize>,
@@ -83,8 +84,9 @@ struct Task<'a, 'b> {
 }
 
 impl Task<'_, '_> {
-    fn run(mut self, unit: &impl Block) {
+    fn run(mut self, unit: &impl Block) -> Option<Matrix> {
         let Self { workspace, shape, parts, kept, x, .. } = self;
+        let mut shared = self.heads.shared();
         let (count, rows) = (self.rows.len(), padded(self.rows.len()));
         let dy = packed(workspace, self.dy, self.rows.clone());
         let strips = dy.strips;
@@ -124,8 +126,8 @@ impl Task<'_, '_> {
             }
             let heads = block.kv_heads * shape.group;
             let lse = &kept.lse.data()[block.number * count * shape.at_once * shape.group..];
-            for sequence in &self.sequences {
-                let rows = sequence.start - self.rows.start..sequence.end - self.rows.start;
+            for (sequence, rows) in &self.sequences {
+                let rows = rows.start - self.rows.start..rows.end - self.rows.start;
                 let of = |width: usize| rows.start * width..rows.end * width;
                 let [query, keys, values] = [0, 1, 2].map(|side| &projected[side].data()[of(widths[side])]);
                 let [dquery, dkeys, dvalues] = &mut gradients;
@@ -140,7 +142,8 @@ impl Task<'_, '_> {
                     gradient: &gradient.data()[of(widths[0])],
                 };
                 let projected = Projected { query, keys, values };
-                self.heads.differentiate(block.kv_heads, projected, attended, gradients);
+                let which = Which { sequence: *sequence, block: block.number };
+                self.heads.differentiate(which, projected, attended, gradients, shared.as_mut());
             }
             self.sum_a(
                 OUTPUT,
@@ -179,6 +182,7 @@ impl Task<'_, '_> {
             self.sum_a(place, 0..x.cols, middle.as_ref(), x);
         }
         self.sum_b(OUTPUT, 0..dy.cols, dy);
+        shared
     }
 
     /// `s·uᵀ·input` for columns of the input.

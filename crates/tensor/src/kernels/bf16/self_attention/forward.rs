@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, padded, tasks};
+use super::{Features, Heads, Kept, KeptRows, OUTPUT, Parts, Projected, Shape, VALUES, Which, padded, tasks};
 use crate::kernels::bf16::Unit;
 use crate::kernels::bf16::pack::{Written, keep};
 use crate::kernels::bf16::product::{Block, Output, Target, Term, panels};
@@ -35,7 +35,7 @@ pub(crate) fn forward(
         let rows = segments.rows(&sequences);
         let (y, after) = std::mem::take(&mut outputs).split_at_mut(rows.len() * width);
         outputs = after;
-        let sequences = sequences.map(|sequence| segments.range(sequence)).collect();
+        let sequences = sequences.map(|sequence| (sequence, segments.range(sequence))).collect();
         all.push(Task { workspace, shape, heads, parts, sequences, x, rows, y, keep });
     }
     let kept: Vec<Option<KeptRows>> = all.into_par_iter().with_max_len(1).map(|task| on_unit!(unit, task)).collect();
@@ -48,8 +48,8 @@ struct Task<'a, 'b> {
     shape: Shape,
     heads: &'a dyn Heads,
     parts: &'a Parts<'a>,
-    /// The rows of each of them, among those of the batch.
-    sequences: Vec<Range<usize>>,
+    /// Number and rows of each of them, among those of the batch.
+    sequences: Vec<(usize, Range<usize>)>,
     x: View<'a>,
     rows: Range<usize>,
     y: &'b mut [f32],
@@ -98,13 +98,14 @@ impl Task<'_, '_> {
             }
             let widths = block.sides.each_ref().map(|side| side.range.len());
             let lse = &mut lse.data_mut()[block.number * count * heads..];
-            for sequence in &self.sequences {
-                let rows = sequence.start - self.rows.start..sequence.end - self.rows.start;
+            for (sequence, rows) in &self.sequences {
+                let rows = rows.start - self.rows.start..rows.end - self.rows.start;
                 let of = |width: usize| rows.start * width..rows.end * width;
                 let [query, keys, values] = [0, 1, 2].map(|side| &projected[side].data()[of(widths[side])]);
                 let output = &mut output.data_mut()[of(widths[0])];
                 let lse = &mut lse[of(block.kv_heads * shape.group)];
-                self.heads.attend(block.kv_heads, Projected { query, keys, values }, output, lse);
+                let which = Which { sequence: *sequence, block: block.number };
+                self.heads.attend(which, Projected { query, keys, values }, output, lse);
             }
             let output = View::rows_of(output.data(), count, widths[0], widths[0]);
             attended.fill(output, block.sides[0].first_tile);

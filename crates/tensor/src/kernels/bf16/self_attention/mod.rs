@@ -50,23 +50,37 @@ pub(crate) struct Projected<'a> {
     pub(crate) values: &'a [f32],
 }
 
+/// Some heads of keys and values of one sequence, and the queries' heads that share them.
+#[derive(Clone, Copy)]
+pub(crate) struct Which {
+    /// Number of the sequence in the batch.
+    pub(crate) sequence: usize,
+    /// Number of the block of heads.
+    pub(crate) block: usize,
+}
+
 /// What queries, keys and values go through.
 pub(crate) trait Heads: Sync {
     /// Turns heads, side by side in `rows` of `width` floats, by their positions; `back` turns them back. The first row is
     /// number `first` of the batch.
     fn turn(&self, rows: &mut [f32], width: usize, first: usize, back: bool);
 
-    /// Writes the attention of `kv_heads` heads of keys and values, and the queries' heads that share them, to `output`, shaped
-    /// as the queries, and what the way back needs of the scores to `lse` `[rows, query heads]`.
-    fn attend(&self, kv_heads: usize, projected: Projected<'_>, output: &mut [f32], lse: &mut [f32]);
+    /// Writes the attention of some heads to `output`, shaped as the queries, and what the way back needs of the scores to
+    /// `lse` `[rows, query heads]`.
+    fn attend(&self, which: Which, projected: Projected<'_>, output: &mut [f32], lse: &mut [f32]);
 
-    /// Writes the gradients of queries, keys and values, given that of the `output`.
+    /// Room for the gradients of what several sequences attend to, which the sequences of a task are added to; `None` where
+    /// there is nothing, or nobody wants them.
+    fn shared(&self) -> Option<Matrix>;
+
+    /// Writes the gradients of queries, keys and values, given that of the `output`, and adds to those of what is shared.
     fn differentiate(
         &self,
-        kv_heads: usize,
+        which: Which,
         projected: Projected<'_>,
         attended: Attended<'_>,
         gradients: [&mut [f32]; 3],
+        shared: Option<&mut Matrix>,
     );
 }
 
