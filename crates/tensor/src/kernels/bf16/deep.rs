@@ -14,7 +14,7 @@ use super::Unit;
 use super::low_rank::{LowRank, LowRankFactors, Second};
 use super::operand::{Columns, Lines, Runs};
 use super::pack::{Order, pack_strip};
-use super::product::{Block, Output, PackedStrips, Product, Strips};
+use super::product::{Block, Output, PackedStrips, Product, Strips, resize};
 use super::rows::on_unit;
 use super::tile::{DEPTH, LANES, Tile};
 use crate::kernels::{Parallelism, View, ViewMut, in_turn};
@@ -76,13 +76,6 @@ struct Scratch {
 #[repr(align(64))]
 struct Sums([f32; SIDE * SIDE]);
 
-fn at_least<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, value);
-    }
-    &mut buffer[..len]
-}
-
 /// `C ← C (if accumulate) + product`, each value summed along the inner dimension in order.
 pub(super) fn product(unit: Unit, c: ViewMut<'_>, accumulate: bool, product: Product<'_>, parallelism: Parallelism) {
     let Product { a, scale, b, mut low_rank } = product;
@@ -115,9 +108,9 @@ impl Whole<'_> {
         let (strips, depth) = (self.rows.len(), self.a.cols.div_ceil(DEPTH));
         let factors = low_rank.as_ref().map(|low_rank| &low_rank.factors);
         let (width, middle_depth) = factors.map_or((0, 0), |factors| (factors.width(), factors.middle_depth()));
-        let rows = at_least(&mut packed.rows, strips * depth, Tile::ZERO);
-        let middle = at_least(&mut packed.middle, strips * LANES * width, 0.0);
-        let packed_middle = at_least(&mut packed.packed_middle, strips * middle_depth, Tile::ZERO);
+        let rows = resize(&mut packed.rows, strips * depth, Tile::ZERO);
+        let middle = resize(&mut packed.middle, strips * LANES * width, 0.0);
+        let packed_middle = resize(&mut packed.packed_middle, strips * middle_depth, Tile::ZERO);
         self.pack(rows, middle, packed_middle, factors, parallelism);
         let rows = PackedStrips { tiles: rows, depth, strips };
         let mut second = None;
@@ -208,8 +201,8 @@ impl Task<'_> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { panel, sums } = scratch;
             let blocks = self.rows.strips.div_ceil(2) * self.columns.len().div_ceil(2);
-            let sums = at_least(sums, blocks, Sums([0.0; SIDE * SIDE]));
-            let panel = at_least(panel, self.columns.len() * STRETCH, Tile::ZERO);
+            let sums = resize(sums, blocks, Sums([0.0; SIDE * SIDE]));
+            let panel = resize(panel, self.columns.len() * STRETCH, Tile::ZERO);
             if self.whole.accumulate {
                 self.read(sums);
             }

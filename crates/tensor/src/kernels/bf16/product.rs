@@ -235,7 +235,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-fn resize<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
+/// The first `len` values of a buffer that grows to as many and keeps what it holds.
+pub(super) fn resize<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
     if buffer.len() < len {
         buffer.resize(len, value);
     }
