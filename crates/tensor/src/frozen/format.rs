@@ -151,13 +151,9 @@ fn with_piece(floats: usize, work: impl FnOnce(&mut [f32])) {
     });
 }
 
-/// Fills the tiles `depth` of strip `strip` from codes; does nothing and gives false where the format has none.
-fn unpack_coded(weight: &impl WeightFormat, strip: usize, depth: Range<usize>, tiles: &mut [Tile]) -> bool {
-    match weight.coded(strip).filter(|_| coded::is_supported()) {
-        Some(strip) => coded::unpack(&strip, depth, tiles),
-        None => return false,
-    }
-    true
+/// A strip as codes, where the format has them and the processor a fast way from them to tiles.
+fn codes(weight: &impl WeightFormat, strip: usize) -> Option<CodedStrip<'_>> {
+    weight.coded(strip).filter(|_| coded::is_supported())
 }
 
 /// Fills the tiles of `W` `[out, in]`, at most [`AT_ONCE`] strips of its columns by `depth` of its rows, from codes: each two
@@ -174,7 +170,7 @@ fn turn_coded(weight: &impl WeightFormat, strips: Range<usize>, depth: Range<usi
                 tiles.fill(Tile::ZERO);
                 continue;
             }
-            match weight.coded(strip).filter(|_| coded::is_supported()) {
+            match codes(weight, strip) {
                 Some(strip) => coded::unpack_rows(strip, inputs.clone(), tiles),
                 None => return false,
             }
@@ -200,7 +196,7 @@ impl<F: WeightFormat> Columns for Forward<'_, F> {
     }
 
     fn coded(&self, strip: usize) -> Option<CodedStrip<'_>> {
-        self.0.coded(strip).filter(|_| coded::is_supported())
+        codes(self.0, strip)
     }
 
     fn panel<'a>(&'a self, strips: Range<usize>, depth: Range<usize>, scratch: &'a mut [Tile]) -> Panel<'a> {
@@ -208,7 +204,8 @@ impl<F: WeightFormat> Columns for Forward<'_, F> {
         let cols = depth.start * DEPTH..cols.min(depth.end * DEPTH);
         for (place, strip) in strips.enumerate() {
             let tiles = &mut scratch[place * depth.len()..(place + 1) * depth.len()];
-            if unpack_coded(self.0, strip, depth.clone(), tiles) {
+            if let Some(strip) = codes(self.0, strip) {
+                coded::unpack(&strip, depth.clone(), tiles);
                 continue;
             }
             let rows = strip * LANES..rows.min((strip + 1) * LANES);

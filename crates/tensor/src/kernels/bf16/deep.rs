@@ -224,7 +224,7 @@ impl Task<'_> {
         let next = depth.end..rows.depth.min(depth.end + STRETCH);
         let next = if is_last { Runs::NONE } else { Runs::of(rows.tiles, rows.depth, 0..rows.strips, next) };
         let mut ahead = next.in_parts(pairs * row_blocks);
-        for (pair, sums) in sums.chunks_exact_mut(row_blocks).take(pairs).enumerate() {
+        for (pair, sums) in sums.chunks_exact_mut(row_blocks).enumerate() {
             let column = 2 * pair;
             let b = |place: usize| panel.strip(column + place, depth.len()).as_ptr();
             for (row, sums) in sums.iter_mut().enumerate() {
